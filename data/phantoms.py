@@ -1,0 +1,184 @@
+"""Draw synthetic chest radiographs, so that the notebooks run where no data set can be reached.
+
+    python data/phantoms.py [--folder data/phantoms] [--train 16] [--test 6] [--seed 0]
+
+The tree is that of the article: two/ and all/, each with train/ and test/, and controls/ with its list beside them. Every
+image has PHANTOM burnt in, and PHANTOMS.txt says what they are. Nothing measured on them says anything about X-rays.
+
+All classes share one anatomy, exposure and framing; they differ in the opacities of the lungs alone, and those vary from
+obvious to nearly invisible: normal lungs are clear; a bacterial pneumonia is one dense lobar consolidation; a viral one a
+diffuse, fine reticular pattern on both sides; COVID-19 several hazy patches in the periphery of both lungs, lower ones
+more often (the textbook patterns that Jacobi et al., Clinical Imaging 64, 2020, describe).
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+CLASSES = ("covid", "normal", "pneumonia_bac", "pneumonia_vir")
+CONTROLS = {"No Finding": "normal", "Streptococcus": "pneumonia_bac", "Influenza": "pneumonia_vir"}
+NOTE = "The images below this folder are drawn by data/phantoms.py. They are not X-rays, and show nobody.\n"
+SIZE = 512  # of the canvas, in pixels; everything is drawn in shares of it
+
+
+def blur(image, sigma):
+    """Gaussian blur; `sigma` in shares of the canvas."""
+    return cv2.GaussianBlur(image, (0, 0), sigma * SIZE)
+
+
+def shape(points):
+    """Filled polygon as float (SIZE, SIZE), 0 or 1; `points` in shares of the canvas."""
+    mask = np.zeros((SIZE, SIZE), np.float32)
+    cv2.fillPoly(mask, [np.int32(np.array(points) * SIZE)], 1)
+    return mask
+
+
+def lines(strokes, thickness):
+    """Open polylines as float (SIZE, SIZE), 0 or 1; points and thickness in shares of the canvas."""
+    mask = np.zeros((SIZE, SIZE), np.float32)
+    for points in strokes:
+        cv2.polylines(mask, [np.int32(np.array(points) * SIZE)], False, 1, max(1, int(thickness * SIZE)), cv2.LINE_AA)
+    return mask
+
+
+def smooth_noise(rng, scale):
+    """Noise (SIZE, SIZE) of mean 0 and standard deviation 1, smooth over `scale` of the canvas."""
+    noise = blur(rng.standard_normal((SIZE, SIZE)).astype(np.float32), scale)
+    return noise / noise.std()
+
+
+def lung_outlines(body):
+    """The outlines of the two lungs (the image's left and right) of one patient, in shares of the canvas."""
+    angles = np.linspace(0, 2 * np.pi, 80)
+    outlines = []
+    for side in (-1, 1):
+        width, height = body["lung_width"], body["lung_height"]
+        x = 0.5 + side * (body["gap"] + width) + width * np.sign(np.cos(angles)) * np.abs(np.cos(angles)) ** 0.75
+        taper = 1 - 0.35 * np.clip(-np.sin(angles), 0, 1)  # lungs narrow towards the apex
+        x = 0.5 + side * body["gap"] + (x - 0.5 - side * body["gap"]) * taper
+        y = 0.48 + height * np.sin(angles) - (0.02 if side < 0 else 0)
+        outlines.append(np.stack([x, np.minimum(y, body["dome"] + 0.9 * np.abs(x - 0.5 - side * 0.17) ** 1.7)], axis=1))
+    return outlines
+
+
+def opacities(rng, kind, lungs, outlines):
+    """What the disease `kind` adds to the lungs, float (SIZE, SIZE), about 0 to 0.35."""
+    severity = rng.uniform(0.45, 1.0)
+    added = np.zeros((SIZE, SIZE), np.float32)
+    if kind == "pneumonia_bac":
+        outline = outlines[rng.integers(2)]
+        centre = outline.mean(axis=0) + rng.uniform(-1, 1, 2) * (0.03, 0.12)
+        angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+        radius = rng.uniform(0.07, 0.12) * rng.uniform(0.75, 1.25, (12, 1))
+        added = blur(shape(centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)), 0.012) * 0.34
+    elif kind == "pneumonia_vir":
+        starts = rng.uniform((0.15, 0.15), (0.85, 0.85), (900, 2))
+        turns = rng.uniform(0, np.pi, 900)
+        strokes = [(s, s + 0.03 * np.array([np.cos(t), np.sin(t)])) for s, t in zip(starts, turns)]
+        added = blur(lines(strokes, 0.004), 0.0025) * 0.24 + 0.05 * np.clip(smooth_noise(rng, 0.012), 0, 2)
+    elif kind == "covid":
+        for outline in outlines:
+            outer = outline[np.abs(outline[:, 0] - 0.5) > np.abs(outline[:, 0] - 0.5).mean()]
+            for x, y in outer[rng.choice(len(outer), rng.integers(2, 5), replace=False)]:
+                inward = np.sign(0.5 - x) * rng.uniform(0.01, 0.045)
+                patch = np.zeros((SIZE, SIZE), np.float32)
+                axes = np.int32(rng.uniform(0.03, 0.07, 2) * SIZE)
+                place = (int((x + inward) * SIZE), int((0.55 * y + 0.45 * rng.uniform(0.5, 0.66)) * SIZE))
+                cv2.ellipse(patch, place, [int(a) for a in axes], float(rng.uniform(0, 180)), 0, 360, 1, -1)
+                added = np.maximum(added, blur(patch, 0.018) * rng.uniform(0.20, 0.32))
+        added *= 1 + 0.25 * smooth_noise(rng, 0.008)
+    return severity * added * lungs
+
+
+def draw(patient, view, kind):
+    """Draw one radiograph.
+
+    patient: seed of the anatomy, the same for all images of a patient; view: seed of position, exposure, noise and
+    disease; kind: one of CLASSES. Returns grey uint8 (height, width), 400 to 640 pixels a side.
+    """
+    anatomy, rng = np.random.default_rng([patient, 1]), np.random.default_rng([patient, view, 2])
+    body = {name: anatomy.uniform(*span) for name, span in {
+        "lung_width": (0.135, 0.165), "lung_height": (0.30, 0.35), "gap": (0.045, 0.06), "dome": (0.66, 0.73),
+        "heart": (0.11, 0.15), "chest": (0.41, 0.47), "rib_slope": (0.05, 0.10)}.items()}
+    outlines = lung_outlines(body)
+    lungs = np.clip(sum(blur(shape(outline), 0.006) for outline in outlines), 0, 1)
+
+    x = np.linspace(0, 1, SIZE, dtype=np.float32)[None]
+    y = np.linspace(0, 1, SIZE, dtype=np.float32)[:, None]
+    wide = body["chest"] * (0.72 + 0.4 * np.clip(y / 0.25, 0, 1)) * np.ones_like(x)
+    torso = blur((np.abs(x - 0.5) < wide).astype(np.float32), 0.012)
+    image = torso * (0.62 + 0.10 * y)
+    image -= lungs * (0.36 + 0.05 * smooth_noise(anatomy, 0.05))
+    image += lungs * 0.035 * smooth_noise(rng, 0.006)  # vessels
+    image += 0.14 * blur(((np.abs(x - 0.5) < 0.045) * torso).astype(np.float32), 0.012)  # spine
+    heart = np.zeros((SIZE, SIZE), np.float32)
+    cv2.ellipse(heart, (int(0.55 * SIZE), int(0.60 * SIZE)), (int(body["heart"] * SIZE), int(0.11 * SIZE)), 35, 0, 360, 1, -1)
+    image += 0.30 * blur(heart, 0.012) * (0.25 + 0.75 * lungs)
+    for level in np.arange(-0.05, 0.62, 0.072):  # ribs, seen from behind and through the front
+        strokes = []
+        for side in (-1, 1):
+            reach = np.linspace(0.02, body["chest"] * 0.94, 24)
+            arch = level + 0.16 - 0.5 * body["rib_slope"] + body["rib_slope"] * (reach / 0.4) ** 2 * 2.2
+            strokes.append(np.stack([0.5 + side * reach, arch], axis=1))
+        image += 0.075 * blur(lines(strokes, 0.02), 0.004) * torso
+    clavicles = [[(0.5 + side * 0.04, 0.20), (0.5 + side * 0.18, 0.155), (0.5 + side * 0.36, 0.17)] for side in (-1, 1)]
+    image += 0.13 * blur(lines(clavicles, 0.02), 0.004)
+    image += opacities(rng, kind, lungs, outlines)
+
+    image = np.clip(image + 0.018 * rng.standard_normal((SIZE, SIZE)), 0, 1.15) / 1.15
+    image = image ** rng.uniform(0.8, 1.3) * rng.uniform(0.85, 1.0)
+    turn = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), rng.uniform(-4, 4), rng.uniform(0.95, 1.12))
+    turn[:, 2] += rng.uniform(-0.03, 0.03, 2) * SIZE
+    image = cv2.warpAffine(image.astype(np.float32), turn, (SIZE, SIZE))
+    image = cv2.resize(image, [int(side) for side in rng.integers(400, 640, 2)], interpolation=cv2.INTER_AREA)
+    image = (np.clip(image, 0, 1) * 255).astype(np.uint8)
+    scale = image.shape[1] / 500
+    cv2.putText(image, "PHANTOM", (8, image.shape[0] - 10), cv2.FONT_HERSHEY_SIMPLEX, scale, 240, 2, cv2.LINE_AA)
+    return image
+
+
+def write_tree(folder, train=16, test=6, seed=0):
+    """Draw the whole tree into `folder`: `train` and `test` images a class, and as many controls as test images.
+
+    About every fourth patient has two images, and one test patient of each class is in training too, as happens.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "PHANTOMS.txt").write_text(NOTE)
+    for index, kind in enumerate(CLASSES):
+        for split, count in (("train", train), ("test", test)):
+            for number in range(count):
+                person = number - (number % 4 == 1) + (1000 if split == "test" and number else 0) + 10000 * index
+                image = draw(seed * 100000 + person, number + (500 if split == "test" else 0), kind)
+                name = f"person{person:05d}_{kind.removeprefix('pneumonia_')}_{number:03d}.jpeg"
+                for tree in ("all", "two") if kind in ("covid", "normal") else ("all",):
+                    path = folder / tree / split / kind / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    cv2.imwrite(str(path), image)
+    listing = ["filename,finding,patient"]
+    (folder / "controls").mkdir(exist_ok=True)
+    for number in range(3 * test):
+        finding, kind = list(CONTROLS.items())[number % 3]
+        name = f"person{50000 + number}_control_{number:03d}.jpeg"
+        cv2.imwrite(str(folder / "controls" / name), draw(seed * 100000 + 50000 + number, number, kind))
+        listing.append(f"{name},{finding},phantom-{50000 + number}")
+    (folder / "controls.csv").write_text("\n".join(listing) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "phantoms")
+    parser.add_argument("--train", type=int, default=16, help="training images a class")
+    parser.add_argument("--test", type=int, default=6, help="test images a class")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    shutil.rmtree(options.folder, ignore_errors=True)
+    write_tree(options.folder, options.train, options.test, options.seed)
+    print(f"Drew {4 * (options.train + options.test)} phantoms and {3 * options.test} controls in {options.folder}")
+
+
+if __name__ == "__main__":
+    main()
