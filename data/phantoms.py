@@ -100,9 +100,18 @@ def draw(patient, view, kind):
     disease; kind: one of CLASSES. Returns grey uint8 (height, width), 400 to 640 pixels a side.
     """
     anatomy, rng = np.random.default_rng([patient, 1]), np.random.default_rng([patient, view, 2])
-    body = {name: anatomy.uniform(*span) for name, span in {
-        "lung_width": (0.135, 0.165), "lung_height": (0.30, 0.35), "gap": (0.045, 0.06), "dome": (0.66, 0.73),
-        "heart": (0.11, 0.15), "chest": (0.41, 0.47), "rib_slope": (0.05, 0.10)}.items()}
+    body = {
+        name: anatomy.uniform(*span)
+        for name, span in {
+            "lung_width": (0.135, 0.165),
+            "lung_height": (0.30, 0.35),
+            "gap": (0.045, 0.06),
+            "dome": (0.66, 0.73),
+            "heart": (0.11, 0.15),
+            "chest": (0.41, 0.47),
+            "rib_slope": (0.05, 0.10),
+        }.items()
+    }
     outlines = lung_outlines(body)
     lungs = np.clip(sum(blur(shape(outline), 0.006) for outline in outlines), 0, 1)
 
@@ -115,7 +124,9 @@ def draw(patient, view, kind):
     image += lungs * 0.035 * smooth_noise(rng, 0.006)  # vessels
     image += 0.14 * blur(((np.abs(x - 0.5) < 0.045) * torso).astype(np.float32), 0.012)  # spine
     heart = np.zeros((SIZE, SIZE), np.float32)
-    cv2.ellipse(heart, (int(0.55 * SIZE), int(0.60 * SIZE)), (int(body["heart"] * SIZE), int(0.11 * SIZE)), 35, 0, 360, 1, -1)
+    cv2.ellipse(
+        heart, (int(0.55 * SIZE), int(0.60 * SIZE)), (int(body["heart"] * SIZE), int(0.11 * SIZE)), 35, 0, 360, 1, -1
+    )
     image += 0.30 * blur(heart, 0.012) * (0.25 + 0.75 * lungs)
     for level in np.arange(-0.05, 0.62, 0.072):  # ribs, seen from behind and through the front
         strokes = []
