@@ -27,7 +27,8 @@ def check_results(folder, name, images):
     leaked = results["trust"]["test_images_of_training_patients"]
     assert len(leaked) == images // 7 and all("_000.jpeg" in file for file in leaked)  # one test image of each class
     (blackout,) = results["trust"]["blackout"].values()
-    assert list(blackout) == ["0%", "50%", "70%", "90%"]
+    assert list(blackout["by_share"]) == ["0%", "50%", "70%", "90%"] and blackout["hidden"] == 0.9
+    assert blackout["correct"] == blackout["by_share"]["90%"]["correct"]
     return results
 
 

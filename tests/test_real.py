@@ -42,7 +42,7 @@ def test_the_articles_split(nb, nb_multi, unpacked):
 
 
 def test_every_image_has_contrast(nb, unpacked):
-    """The 16-bit PNG among the COVID-19 images is one that a careless reader shows as white."""
+    """No image is shown as all black or all white, the 16-bit PNG among the COVID-19 images included."""
     folder = unpacked / "all" / "train" / "covid"
     for path in nb["list_images"](folder):
         assert np.std(nb["read_image"](path)) > 10, path.name
