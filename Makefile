@@ -59,13 +59,14 @@ lab: data  ## open the notebooks in JupyterLab
 lint: .venv/tested  ## check the style of code and notebooks
 	$(BIN)/ruff check --line-length 120 --select E,F,W,I,B,UP --ignore E501,B905 .
 
-test: lint  ## everything that CI runs, but the Colab environment and the real images
+test: lint  ## everything that CI runs: style, tests, both notebooks on Colab's versions
 	$(BIN)/python -m pytest tests
-
-test-colab:  ## run both notebooks, alone in a folder, on Colab's versions
 	bash tests/colab.sh
 
-test-real: .venv/tested  ## run the binary notebook on the real images in ../shared
+test-colab:  ## only the notebooks, alone in a folder, on Colab's versions
+	bash tests/colab.sh
+
+test-real: .venv/tested  ## the binary notebook on the article's images, where ../shared has them
 	bash tests/real.sh
 
 bench: .venv/tested  ## measure speed against the article's own code; writes output/bench.json

