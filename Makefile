@@ -73,4 +73,4 @@ bench: .venv/tested  ## measure speed against the article's own code; writes out
 	$(BIN)/python tests/bench.py
 
 clean:  ## remove results, environments and unfinished downloads; images and weights stay
-	rm -rf output .venv .venv-colab data/.[a-z]* data/phantoms notebooks/.ipynb_checkpoints
+	rm -rf output .venv .venv-colab data/.[a-z]* data/public data/phantoms notebooks/.ipynb_checkpoints
