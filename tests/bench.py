@@ -26,32 +26,12 @@ import numpy as np
 
 TESTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(TESTS))
-GENTLE = dict(
-    rotation_range=8,
-    width_shift_range=0.05,
-    height_shift_range=0.05,
-    zoom_range=0.08,
-    channel_shift_range=20,
-    horizontal_flip=True,
-    fill_mode="constant",
-)
-ARTICLE = dict(
-    rotation_range=50,
-    width_shift_range=0.2,
-    height_shift_range=0.2,
-    shear_range=0.25,
-    zoom_range=0.1,
-    channel_shift_range=20,
-    horizontal_flip=True,
-    vertical_flip=True,
-    fill_mode="constant",
-)
 FOUR = ["covid", "normal", "pneumonia_bac", "pneumonia_vir"]
 CASES = {"binary": ("two", FOUR[:2]), "three": ("all", FOUR[:3]), "four": ("all", FOUR)}
 OURS = {
-    "binary": ("binary", ARTICLE, 8),
-    "multi": ("three four", ARTICLE, 32),
-    "multi_gentle": ("three four", GENTLE, 8),
+    "binary": ("binary", "ARTICLE_AUGMENTATION", 8),
+    "multi": ("three four", "ARTICLE_AUGMENTATION", 32),
+    "multi_gentle": ("three four", "GENTLE_AUGMENTATION", 8),
 }
 
 
@@ -80,7 +60,7 @@ def measure_literal(case):
         featurewise_center=True,
         featurewise_std_normalization=True,
         zca_whitening=True,
-        **ARTICLE,
+        **nb["ARTICLE_AUGMENTATION"],
     )
     mode = "binary" if case == "binary" else "categorical"
     options = dict(target_size=(150, 150), batch_size=10, seed=42, class_mode=mode, classes=names, shuffle=True)
@@ -115,7 +95,7 @@ def measure_ours(name):
     images, labels, splits, _ = nb["load_images"](folder, CASES[cases.split()[-1]][1])
     loaded = time.perf_counter()
     learning = splits != "test"
-    features = nb["extract_features"](images[learning], augmentation, views)
+    features = nb["extract_features"](images[learning], nb[augmentation], views)
     extracted = time.perf_counter()
     labels_learning, parts, heads, steps = labels[learning], splits[learning], {}, 0
     for case in cases.split():
@@ -160,9 +140,9 @@ def measure_limit(_):
         for start in range(0, 192, size):
             step(tf.constant(inputs[start : start + size])).numpy()
         rates[size] = (time.perf_counter() - begin) / 192
-    nb["extract_features"](images[:64], ARTICLE, 1)
+    nb["extract_features"](images[:64], nb["ARTICLE_AUGMENTATION"], 1)
     begin = time.perf_counter()
-    nb["extract_features"](images, ARTICLE, 2)
+    nb["extract_features"](images, nb["ARTICLE_AUGMENTATION"], 2)
     return {"by_batch_size": rates, "best": min(rates.values()), "extraction": (time.perf_counter() - begin) / 384}
 
 
@@ -177,7 +157,7 @@ def measure_growth(_):
             folder = Path(scratch) / "all"
             begin = time.perf_counter()
             images, labels, splits, _ = nb["load_images"](folder, FOUR)
-            features, train = nb["extract_features"](images, ARTICLE, 2), splits == "train"
+            features, train = nb["extract_features"](images, nb["ARTICLE_AUGMENTATION"], 2), splits == "train"
             nb["train_head"](nb["build_model"](4)[1], features[:, train], labels[train], 1e-4, 10)
             seconds[count] = time.perf_counter() - begin
     exponent = np.polyfit(np.log(list(seconds)), np.log(list(seconds.values())), 1)[0]
@@ -194,8 +174,8 @@ def measure_seeds(count):
     folder = nb["find_images"]("all")
     images, labels, splits, _ = nb["load_images"](folder, FOUR)
     train, test = splits == "train", splits == "test"
-    pool = nb["extract_features"](images[train], ARTICLE, 100)
-    gentle = nb["extract_features"](images[train], GENTLE, 16)
+    pool = nb["extract_features"](images[train], nb["ARTICLE_AUGMENTATION"], 100)
+    gentle = nb["extract_features"](images[train], nb["GENTLE_AUGMENTATION"], 16)
     plain, table = nb["extract_features"](images[test], {}, 1)[0], {}
     for case, (epochs, rate, recipes) in {
         "binary": (20, 5e-4, {"fresh": 20, "ours": 8}),

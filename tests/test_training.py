@@ -9,18 +9,6 @@ import pytest
 from conftest import ROOT, clean_environment
 from tensorflow.keras.preprocessing.image import ImageDataGenerator
 
-ARTICLE = dict(
-    rotation_range=50,
-    width_shift_range=0.2,
-    height_shift_range=0.2,
-    shear_range=0.25,
-    zoom_range=0.1,
-    channel_shift_range=20,
-    horizontal_flip=True,
-    vertical_flip=True,
-    fill_mode="constant",
-)
-
 
 @pytest.fixture
 def ready(nb, tree, weights):
@@ -34,7 +22,7 @@ def test_feature_training_equals_end_to_end(ready):
     """Head on features of views = the full model, base and all, in model.fit on the same batches of the same views."""
     nb, images, labels = ready
     keras, views = nb["keras"], 2
-    generator = ImageDataGenerator(rescale=1 / 255, **ARTICLE)
+    generator = ImageDataGenerator(rescale=1 / 255, **nb["ARTICLE_AUGMENTATION"])
     seen = np.stack(
         [generator.flow(images, batch_size=32, shuffle=False, seed=42 + 1000 * view)[0] for view in range(views)]
     )
@@ -57,8 +45,8 @@ def test_feature_training_equals_end_to_end(ready):
 
 def test_features_repeat_and_views_differ(ready):
     nb, images, _ = ready
-    first = nb["extract_features"](images, ARTICLE, 2)
-    again = nb["extract_features"](images, ARTICLE, 2)
+    first = nb["extract_features"](images, nb["ARTICLE_AUGMENTATION"], 2)
+    again = nb["extract_features"](images, nb["ARTICLE_AUGMENTATION"], 2)
     assert first.dtype == np.float16 and first.shape == (2, len(images), 4, 4, 512)
     np.testing.assert_array_equal(first, again)
     assert np.abs(first[0] - first[1]).max() > 0.1
@@ -81,12 +69,12 @@ def test_batches_go_through_each_view_once_an_epoch(nb):
     assert list(batches[0][1].numpy()) != list(batches[2][1].numpy())  # each epoch has an order of its own
 
 
-def test_three_flags_never_took_effect(tree):
+def test_three_flags_never_took_effect(nb, tree):
     """Unfitted featurewise centring, standardising and whitening leave the batches as they are."""
-    without = ImageDataGenerator(rescale=1 / 255, **ARTICLE)
+    without = ImageDataGenerator(rescale=1 / 255, **nb["ARTICLE_AUGMENTATION"])
     with pytest.warns(UserWarning, match="feature-?wise|fit"):
         literal = ImageDataGenerator(
-            rescale=1 / 255, featurewise_center=True, featurewise_std_normalization=True, zca_whitening=True, **ARTICLE
+            rescale=1 / 255, featurewise_center=True, featurewise_std_normalization=True, zca_whitening=True, **nb["ARTICLE_AUGMENTATION"]
         )
         options = dict(target_size=(150, 150), batch_size=4, seed=42, class_mode="binary")
         theirs, _ = literal.flow_from_directory(tree / "two" / "train", **options)[0]
@@ -159,7 +147,7 @@ def test_mixed_precision_keeps_the_features(ready, weights):
 
 def test_saved_model_predicts_the_same_and_fine_tuning_moves_block5_only(ready, tmp_path, capsys):
     nb, images, labels = ready
-    nb.update(OUTPUT=tmp_path, FINE_TUNE_EPOCHS=1, ARTICLE_AUGMENTATION=ARTICLE)
+    nb.update(OUTPUT=tmp_path, FINE_TUNE_EPOCHS=1)
     model, _ = nb["build_model"](2)
     nb["save_and_check"](model, "kept", images[:2])
     assert "gives the same probabilities" in capsys.readouterr().out
