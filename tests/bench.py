@@ -190,7 +190,7 @@ def measure_seeds(count):
             for seed in range(int(count)):
                 nb["SEED"] = 1000 + seed
                 drawn = np.random.default_rng(seed).permutation(len(source))[:views]
-                _, head = nb["build_model"](classes)
+                _, head = nb["build_model"](classes, nb["SEED"])
                 nb["train_head"](head, source[drawn][:, rows], labels[train][rows], rate, epochs)
                 predicted = nb["predict_probabilities"](head, plain[held_out]).argmax(axis=1)
                 scores.append(float((predicted == labels[test][held_out]).mean()))

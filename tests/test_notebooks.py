@@ -55,6 +55,7 @@ def test_in_the_repository(notebook, tree, weights, tmp_path):
         assert "16,812,353" in text.replace("\x1b[38;5;34m", "")
         assert {"curves", "confusion", "predictions", "roc", "controls", "what_it_is_worth"} <= pictures
         assert results["trust"]["controls"]["n"] == 6
+        assert len(results["trust"]["controls"]["called_covid_by_seed"]) == 5
         same_source = results["trust"]["same_source_cv"]
         assert same_source["n"] == 7 + 6 and len(same_source["folds"]) == 5 and 0 <= same_source["auc"] <= 1
     else:
