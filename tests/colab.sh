@@ -4,9 +4,11 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON_COLAB:-}
-for candidate in python3.13 "$HOME"/.pyenv/versions/3.13.*/bin/python "${PYTHON:-python3}"; do
-    [ -n "$python" ] || { "$candidate" -c 'import ensurepip' 2>/dev/null && python=$candidate; }
+for candidate in python3.13 "$HOME"/.pyenv/versions/3.13.*/bin/python python3.12 python3.11 "${PYTHON:-python3}"; do
+    new_enough='import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'
+    [ -n "$python" ] || { "$candidate" -c "$new_enough" 2>/dev/null && python=$candidate; }
 done
+[ -n "$python" ] || { echo "Colab's versions need Python 3.11 to 3.13, and none was found: skipped."; exit 0; }
 echo "Colab's versions on $("$python" --version)"
 env=$root/.venv-colab
 if ! [ "$env/installed" -nt "$root/tests/requirements-colab.txt" ]; then
