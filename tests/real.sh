@@ -23,7 +23,7 @@ trust, test = results["trust"], results["cases"]["binary"]["test"]
 print({**results, "cases": test})
 assert results["dataset"] == "Covid_Data_GradientCrescent" and results["weights"] == "imagenet"
 assert test["n"] == 18 and test["correct"] >= 17, test
-assert trust["blackout"]["binary"]["90%"]["correct"] >= 17, trust["blackout"]
+assert trust["blackout"]["binary"]["correct"] >= 17, trust["blackout"]
 assert trust["test_images_of_training_patients"] == [f"nejmoa2001191_{figure}.jpeg" for figure in ("f3-PA", "f4", "f5-PA")]
 # Of 97 controls between 62 and 90 are called COVID-19, as 16 heads on other views and seeds showed: most of them, always.
 assert trust["controls"]["n"] == 97 and all(55 <= n <= 97 for n in trust["controls"]["called_covid_by_seed"]), trust["controls"]
