@@ -25,7 +25,7 @@ assert results["dataset"] == "Covid_Data_GradientCrescent" and results["weights"
 assert test["n"] == 18 and test["correct"] >= 17, test
 assert trust["blackout"]["binary"]["correct"] >= 17, trust["blackout"]
 assert trust["test_images_of_training_patients"] == [f"nejmoa2001191_{figure}.jpeg" for figure in ("f3-PA", "f4", "f5-PA")]
-# Of 97 controls between 62 and 90 are called COVID-19, as 16 heads on other views and seeds showed: most of them, always.
+# A range of 60 to 80 was expected of the 97; heads trained on other views and seeds called 62 to 91. The floor alone is held.
 assert trust["controls"]["n"] == 97 and all(55 <= n <= 97 for n in trust["controls"]["called_covid_by_seed"]), trust["controls"]
 assert 55 <= trust["controls"]["called_covid"], trust["controls"]
 assert 0.55 <= trust["same_source_cv"]["mean"] <= 0.75, trust["same_source_cv"]
