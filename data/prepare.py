@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -274,7 +273,6 @@ def main():
         if name in os.environ and Path(os.environ[name]).exists():
             os.environ[name] = str(Path(os.environ[name]).resolve())
     os.chdir(NOTEBOOK.parent)
-    socket.setdefaulttimeout(60)
     try:
         nb = run_cells(NOTEBOOK, CELLS)
         if options.from_public:
