@@ -79,6 +79,7 @@ def measure_literal(case):
     )
     model.compile(keras.optimizers.Adam(nb["LEARNING_RATE"]), f"{mode}_crossentropy", metrics=["acc"])
     clock = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: ticks.append(time.perf_counter()))
+    # One epoch to warm up, two that are timed, and one whose beginning is the end of the last.
     model.fit(train, validation_data=validation, epochs=4, verbose=0, callbacks=[clock])
     timed = np.diff(ticks)[1:].tolist()
     seconds = min(timed)  # TensorFlow at times pauses for seconds between epochs: no credit is taken for that
@@ -182,7 +183,7 @@ def measure_seeds(count):
     train, test = splits == "train", splits == "test"
     pool = nb["extract_features"](images[train], nb["ARTICLE_AUGMENTATION"], 100)
     gentle = nb["extract_features"](images[train], nb["GENTLE_AUGMENTATION"], 16)
-    plain, table = nb["extract_features"](images[test], {}, 1)[0], {}
+    plain, accuracy = nb["extract_features"](images[test], {}, 1)[0], {}
     for case, (epochs, rate, recipes) in {
         "binary": (20, 5e-4, {"fresh": 20, "ours": 8}),
         "three": (100, 1e-4, {"fresh": 100, "ours": 32, "gentle": 8}),
@@ -200,14 +201,14 @@ def measure_seeds(count):
                 nb["train_head"](head, source[drawn][:, rows], labels[train][rows], rate, epochs)
                 predicted = nb["predict_probabilities"](head, plain[held_out]).argmax(axis=1)
                 scores.append(float((predicted == labels[test][held_out]).mean()))
-            table.setdefault(case, {})[recipe] = {
+            accuracy.setdefault(case, {})[recipe] = {
                 "views": views,
                 "mean": np.mean(scores),
                 "sd": np.std(scores, ddof=1),
                 "scores": scores,
             }
-            print(case, recipe, table[case][recipe], file=sys.stderr, flush=True)
-    return table
+            print(case, recipe, accuracy[case][recipe], file=sys.stderr, flush=True)
+    return accuracy
 
 
 def part(name, argument):
