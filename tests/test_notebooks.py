@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from conftest import BINARY, MULTI, ROOT, execute, outputs_of
 
@@ -65,10 +66,14 @@ def test_in_the_repository(notebook, tree, weights, tmp_path):
             "confusion_four",
             "predictions_three",
             "recipes",
+            "confusion_cv_four",
+            "confusion_cv_four_gentle",
             "views_gentle",
         } <= pictures
         assert set(results["trust"]["grouped_cv"]) == {"four", "four_gentle"}
-        assert all(cv["n"] == 28 and len(cv["folds"]) == 5 for cv in results["trust"]["grouped_cv"].values())
+        for cv in results["trust"]["grouped_cv"].values():
+            assert cv["n"] == 28 and len(cv["folds"]) == 5 and 0 <= cv["mean_on_views"] <= 1
+            assert np.trace(cv["confusion"]) == cv["correct"] and np.sum(cv["confusion"]) == 28
     assert len(outputs_of(cells, "image/png")) == len(pictures)
 
 

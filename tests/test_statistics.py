@@ -119,30 +119,31 @@ def test_folds_share_no_patient_and_cover_everything(nb):
 
 
 def test_held_out_views_are_never_trained_on(nb_multi, monkeypatch):
-    """cross_validate gives train_head the views of the training rows alone, and scores each row once."""
+    """cross_validate gives train_head the views of the training rows alone; each row is scored by a head without it."""
     features = np.arange(20, dtype=np.float16).reshape(1, 20, 1, 1, 1)
     labels, groups = np.tile([0, 1], 10), np.arange(20) // 2
     seen = []
-    monkeypatch.setitem(nb_multi, "build_model", lambda count: (None, None))
+    monkeypatch.setitem(nb_multi, "build_model", lambda count: (None, seen))
     monkeypatch.setitem(
         nb_multi, "train_head", lambda head, views, *_, **__: seen.append(set(views.ravel().astype(int)))
     )
+    monkeypatch.setitem(nb_multi, "predict_probabilities", None)
+    heads, fold_of = nb_multi["cross_validate"](features, labels, groups, 2, 1e-4, 1)
+    assert len(heads) == len(seen) == 5
 
-    def predict(head, plain):
+    def predict(trained_on, plain):
         rows = set(plain.ravel().astype(int))
-        assert not rows & seen[-1] and rows | seen[-1] == set(range(20))
-        assert not {groups[row] for row in rows} & {groups[row] for row in seen[-1]}
-        return np.eye(2)[[0] * len(plain)]
+        assert not rows & trained_on and rows | trained_on == set(range(20))
+        assert not {groups[row] for row in rows} & {groups[row] for row in trained_on}
+        return np.stack([plain.ravel(), 20 - plain.ravel()], axis=1)
 
     monkeypatch.setitem(nb_multi, "predict_probabilities", predict)
-    held_out, fold_of = nb_multi["cross_validate"](features, features[0], labels, groups, 2, 1e-4, 1)
+    held_out = nb_multi["predict_held_out"](seen, fold_of, features[0])
+    assert held_out[:, 0].tolist() == list(range(20))  # in the order of the rows
     summary = nb_multi["summarise_folds"](labels, held_out, fold_of)
-    assert (
-        summary["correct"] == 10
-        and summary["mean"] == pytest.approx(0.5)
-        and summary["n"] == 20
-        and len(summary["folds"]) == 5
-    )
+    right = [label == (row < 10) for row, label in enumerate(labels)]  # 20 - row is the larger below 10
+    assert summary["correct"] == sum(right) == 10 and summary["n"] == 20
+    assert summary["folds"] == [np.mean(np.array(right)[fold_of == fold]) for fold in range(5)]
 
 
 def test_patient_bootstrap(nb):
