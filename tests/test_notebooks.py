@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from conftest import BINARY, MULTI, ROOT, execute, outputs_of
 
-CASES = {"binary": ["binary"], "multi": ["three", "four", "three_gentle", "four_gentle"]}
+RECIPES = {"": "article", "_gentle": "gentle", "_none": "none"}
+CASES = {
+    "binary": {"binary": "article"},
+    "multi": {f"{case}{suffix}": recipe for case in ("three", "four") for suffix, recipe in RECIPES.items()},
+}
 QUICK = {"NUM_EPOCHS": "4", "VIEWS_PER_IMAGE": "2"}
 
 
@@ -18,8 +22,8 @@ def check_results(folder, name, images):
     assert set(results["cases"]) == set(CASES[name])
     assert {"images", "features", "training", "total"} <= set(results["seconds"])
     for key, case in results["cases"].items():
-        assert case["augmentation"] == ("gentle" if key.endswith("gentle") else "article")
-        assert case["epochs"] == 4 and case["views"] == 2
+        assert case["augmentation"] == CASES[name][key] and case["views"] == (1 if key.endswith("_none") else 2)
+        assert case["epochs"] == 4 and case["validation_images"] == len(case["classes"])
         assert all(len(case["history"][metric]) == 4 for metric in ("acc", "val_acc", "loss", "val_loss"))
         test, classes = case["test"], len(case["classes"])
         assert test["n"] == 2 * classes == sum(map(sum, test["confusion"])) and case["train_images"] == 4 * classes
@@ -70,7 +74,7 @@ def test_in_the_repository(notebook, tree, weights, tmp_path):
             "confusion_cv_four_gentle",
             "views_gentle",
         } <= pictures
-        assert set(results["trust"]["grouped_cv"]) == {"four", "four_gentle"}
+        assert set(results["trust"]["grouped_cv"]) == {"four", "four_gentle", "four_none"}
         for cv in results["trust"]["grouped_cv"].values():
             assert cv["n"] == 28 and len(cv["folds"]) == 5 and 0 <= cv["mean_on_views"] <= 1
             assert np.trace(cv["confusion"]) == cv["correct"] and np.sum(cv["confusion"]) == 28
@@ -103,7 +107,7 @@ def test_own_data(tree, tmp_path):
     cells = execute(MULTI, ROOT / "notebooks", tmp_path, **settings)
     assert outputs_of(cells, "error") == []
     results = json.loads((tmp_path / "multi.json").read_text())
-    assert results["dataset"] == "fruit" and set(results["cases"]) == {"fruit", "fruit_gentle"}
+    assert results["dataset"] == "fruit" and set(results["cases"]) == {"fruit", "fruit_gentle", "fruit_none"}
     assert results["cases"]["fruit"]["classes"] == ["apples", "pears", "plums"]
 
 
