@@ -122,7 +122,7 @@ def test_results_in_the_readme_are_those_of_the_committed_run():
     assert f"{controls['called_covid']} of {controls['n']}" in readme
     assert f"{same_source['mean']:.2f}" in readme and f"{same_source['auc']:.2f}" in readme
     for cv in multi["trust"]["grouped_cv"].values():
-        assert f"{cv['mean']:.2f}" in readme
+        assert f"{cv['correct']} = {cv['mean']:.2f}" in readme and f"{cv['mean_on_views']:.2f}" in readme
 
 
 def test_readme_names_every_target_and_setting():
