@@ -685,13 +685,13 @@ class Run:
         return self.results["dataset"] == "phantoms"
 
     def record(self, path: str, value: object) -> None:
-        """Put `value` under a dotted `path` of the results, such as "trust.controls", and save."""
+        """Put `value` under a dotted `path` of the results, such as "trust.controls"; ends a lap and saves."""
         *parents, last = path.split(".")
         place = self.results
         for parent in parents:
             place = place.setdefault(parent, {})
         place[last] = value
-        self.save()
+        self.lap("training" if parents[:1] == ["cases"] else path.split(".")[0])
 
     def lap(self, part: str) -> None:
         """Add the seconds since the last lap to results["seconds"][part], and save."""
@@ -1003,12 +1003,19 @@ def patient_interval(
         return [float(value) for value in np.nanpercentile(values, [2.5, 97.5])]
 
 
-def score(labels: np.ndarray, probabilities: np.ndarray, patients: Sequence[str], by_patient: bool = False) -> dict:
+def score(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    patients: Sequence[str],
+    by_patient: bool = False,
+    folds: Sequence = (),
+) -> dict:
     """Score predictions: labels int (n,), probabilities (n, classes), the patient of each row.
 
     Returns n, patients, correct, accuracy, ci95, majority (the larger class's share), confusion (true
     class down, predicted class across). ci95 is exact and binomial; `by_patient` draws patients instead.
-    With two classes also auc, the area under the ROC curve of class 0, and auc_ci95, by patient.
+    With two classes also auc, the area under the ROC curve of class 0, and auc_ci95, by patient. With
+    `folds` (pairs of training and held-out rows) also the accuracy of each, and their mean.
     """
     labels, right = np.asarray(labels), probabilities.argmax(axis=1) == labels
     classes = range(probabilities.shape[1])
@@ -1019,6 +1026,9 @@ def score(labels: np.ndarray, probabilities: np.ndarray, patients: Sequence[str]
         scored["ci95"] = patient_interval(lambda rows: right[rows].mean(), patients)
     scored["majority"] = float(np.bincount(labels).max() / len(labels)) if len(labels) else 0.0
     scored["confusion"] = confusion_matrix(labels, probabilities.argmax(axis=1), labels=classes).tolist()
+    if folds:
+        scored["folds"] = [float(right[held_out].mean()) for _, held_out in folds]
+        scored["mean"] = float(np.mean(scored["folds"]))
     if len(classes) == 2:
 
         def auc(rows: np.ndarray) -> float:
