@@ -2,41 +2,45 @@
 
     python data/phantoms.py [--folder data/phantoms] [--train 16] [--test 6] [--seed 0]
 
-The tree is that of the article: two/ and all/, each with train/ and test/, and controls/ with its list beside them. Every
-image has PHANTOM burnt in, and PHANTOMS.txt says what they are. Nothing measured on them says anything about X-rays.
+The tree is that of the article: two/ and all/, each with train/ and test/, and controls/ with their list. Every image
+has PHANTOM burnt in, and PHANTOMS.txt says what they are. Nothing measured on them says anything about X-rays.
 
-All classes share one anatomy, exposure and framing; they differ in the opacities of the lungs alone, and those vary from
-obvious to nearly invisible: normal lungs are clear; a bacterial pneumonia is one dense lobar consolidation; a viral one a
-diffuse, fine reticular pattern on both sides; COVID-19 several hazy patches in the periphery of both lungs, lower ones
-more often (the textbook patterns that Jacobi et al., Clinical Imaging 64, 2020, describe).
+All classes share one anatomy, exposure and framing; they differ in the opacities of the lungs alone, and those vary
+from obvious to nearly invisible: normal lungs are clear; a bacterial pneumonia is one dense lobar consolidation; a
+viral one a diffuse, fine reticular pattern on both sides; COVID-19 several hazy patches in the periphery of both
+lungs, lower ones more often (the textbook patterns that Jacobi et al., Clinical Imaging 64, 2020, describe).
 """
 
+from __future__ import annotations
+
 import argparse
+import itertools
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 CLASSES = ("covid", "normal", "pneumonia_bac", "pneumonia_vir")
-CONTROLS = {"No Finding": "normal", "Streptococcus": "pneumonia_bac", "Influenza": "pneumonia_vir"}
+CONTROLS = {"no finding": "normal", "bacterial pneumonia": "pneumonia_bac", "viral pneumonia": "pneumonia_vir"}
 NOTE = "The images below this folder are drawn by data/phantoms.py. They are not X-rays, and show nobody.\n"
 SIZE = 512  # of the canvas, in pixels; everything is drawn in shares of it
 
 
-def blur(image, sigma):
+def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur; `sigma` in shares of the canvas."""
     return cv2.GaussianBlur(image, (0, 0), sigma * SIZE)
 
 
-def shape(points):
+def shape(points: np.ndarray) -> np.ndarray:
     """Filled polygon as float (SIZE, SIZE), 0 or 1; `points` in shares of the canvas."""
     mask = np.zeros((SIZE, SIZE), np.float32)
     cv2.fillPoly(mask, [np.int32(np.array(points) * SIZE)], 1)
     return mask
 
 
-def lines(strokes, thickness):
+def lines(strokes: list, thickness: float) -> np.ndarray:
     """Open polylines as float (SIZE, SIZE), 0 or 1; points and thickness in shares of the canvas."""
     mask = np.zeros((SIZE, SIZE), np.float32)
     for points in strokes:
@@ -44,36 +48,36 @@ def lines(strokes, thickness):
     return mask
 
 
-def smooth_noise(rng, scale):
+def smooth_noise(rng: np.random.Generator, scale: float) -> np.ndarray:
     """Noise (SIZE, SIZE) of mean 0 and standard deviation 1, smooth over `scale` of the canvas."""
     noise = blur(rng.standard_normal((SIZE, SIZE)).astype(np.float32), scale)
     return noise / noise.std()
 
 
-def lung_outlines(body):
+def lung_outlines(body: dict[str, float]) -> list[np.ndarray]:
     """The outlines of the two lungs (the image's left and right) of one patient, in shares of the canvas."""
     angles = np.linspace(0, 2 * np.pi, 80)
     outlines = []
     for side in (-1, 1):
         width, height = body["lung_width"], body["lung_height"]
         x = 0.5 + side * (body["gap"] + width) + width * np.sign(np.cos(angles)) * np.abs(np.cos(angles)) ** 0.75
-        taper = 1 - 0.35 * np.clip(-np.sin(angles), 0, 1)  # lungs narrow towards the apex
+        taper = 1 - 0.35 * np.clip(-np.sin(angles), 0, 1)  # lungs narrow toward the apex
         x = 0.5 + side * body["gap"] + (x - 0.5 - side * body["gap"]) * taper
         y = 0.48 + height * np.sin(angles) - (0.02 if side < 0 else 0)
         outlines.append(np.stack([x, np.minimum(y, body["dome"] + 0.9 * np.abs(x - 0.5 - side * 0.17) ** 1.7)], axis=1))
     return outlines
 
 
-def opacities(rng, kind, lungs, outlines):
+def opacities(rng: np.random.Generator, kind: str, lungs: np.ndarray, outlines: list[np.ndarray]) -> np.ndarray:
     """What the disease `kind` adds to the lungs, float (SIZE, SIZE), about 0 to 0.35."""
     severity = rng.uniform(0.45, 1.0)
     added = np.zeros((SIZE, SIZE), np.float32)
     if kind == "pneumonia_bac":
         outline = outlines[rng.integers(2)]
-        centre = outline.mean(axis=0) + rng.uniform(-1, 1, 2) * (0.03, 0.12)
+        center = outline.mean(axis=0) + rng.uniform(-1, 1, 2) * (0.03, 0.12)
         angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
         radius = rng.uniform(0.07, 0.12) * rng.uniform(0.75, 1.25, (12, 1))
-        added = blur(shape(centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)), 0.012) * 0.34
+        added = blur(shape(center + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)), 0.012) * 0.34
     elif kind == "pneumonia_vir":
         starts = rng.uniform((0.15, 0.15), (0.85, 0.85), (900, 2))
         turns = rng.uniform(0, np.pi, 900)
@@ -93,11 +97,11 @@ def opacities(rng, kind, lungs, outlines):
     return severity * added * lungs
 
 
-def draw(patient, view, kind):
+def draw(patient: int, view: int, kind: str) -> np.ndarray:
     """Draw one radiograph.
 
     patient: seed of the anatomy, the same for all images of a patient; view: seed of position, exposure, noise and
-    disease; kind: one of CLASSES. Returns grey uint8 (height, width), 400 to 640 pixels a side.
+    disease; kind: one of CLASSES. Returns gray uint8 (height, width), 400 to 640 pixels a side.
     """
     anatomy, rng = np.random.default_rng([patient, 1]), np.random.default_rng([patient, view, 2])
     body = {
@@ -151,35 +155,48 @@ def draw(patient, view, kind):
     return image
 
 
-def write_tree(folder, train=16, test=6, seed=0):
+def save(path: Path, *drawing: int | str) -> None:
+    """Draw one radiograph (see draw) and write it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), draw(*drawing))
+
+
+def write_tree(folder: Path, train: int = 16, test: int = 6, seed: int = 0) -> None:
     """Draw the whole tree into `folder`: `train` and `test` images a class, and as many controls as test images.
 
-    About every fourth patient has two images, and one test patient of each class is in training too, as happens.
+    About every fourth patient has two images, and one test patient of each class is in training, too, as happens.
+    patients.csv in each tree and controls/controls.csv say who is on which image.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "PHANTOMS.txt").write_text(NOTE)
-    for index, kind in enumerate(CLASSES):
-        for split, count in (("train", train), ("test", test)):
-            for number in range(count):
-                person = number - (number % 4 == 1) + (1000 if split == "test" and number else 0) + 10000 * index
-                image = draw(seed * 100000 + person, number + (500 if split == "test" else 0), kind)
-                name = f"person{person:05d}_{kind.removeprefix('pneumonia_')}_{number:03d}.jpeg"
-                for tree in ("all", "two") if kind in ("covid", "normal") else ("all",):
-                    path = folder / tree / split / kind / name
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    cv2.imwrite(str(path), image)
-    listing = ["filename,finding,patient"]
-    (folder / "controls").mkdir(exist_ok=True)
+    (folder / "controls").mkdir(parents=True, exist_ok=True)
+    (folder / "PHANTOMS.txt").write_text(NOTE, encoding="utf-8")
+    drawings, patients = {}, []
+    for (index, kind), (split, count) in itertools.product(enumerate(CLASSES), (("train", train), ("test", test))):
+        for number in range(count):
+            person = number - (number % 4 == 1) + (1000 * (split == "test" and number > 0)) + 10000 * index
+            name = f"{split}/{kind}/person{person:05d}_{kind.removeprefix('pneumonia_')}_{number:03d}.jpeg"
+            drawings[f"all/{name}"] = (seed * 100000 + person, number + 500 * (split == "test"), kind)
+            patients.append((f"{name}", f"phantom-{person}"))
+    controls = ["filename,group,patient"]
     for number in range(3 * test):
         finding, kind = list(CONTROLS.items())[number % 3]
         name = f"person{50000 + number}_control_{number:03d}.jpeg"
-        cv2.imwrite(str(folder / "controls" / name), draw(seed * 100000 + 50000 + number, number, kind))
-        listing.append(f"{name},{finding},phantom-{50000 + number}")
-    (folder / "controls.csv").write_text("\n".join(listing) + "\n")
+        drawings[f"controls/{name}"] = (seed * 100000 + 50000 + number, number, kind)
+        controls.append(f"{name},{finding},phantom-{50000 + number}")
+    (folder / "controls" / "controls.csv").write_text("\n".join(controls) + "\n", encoding="utf-8")
+    with ThreadPoolExecutor() as pool:  # OpenCV and NumPy leave the interpreter's lock while they work
+        list(pool.map(lambda item: save(folder / item[0], *item[1]), drawings.items()))
+    for tree, kinds in (("all", CLASSES), ("two", CLASSES[:2])):
+        rows = [row for row in patients if row[0].split("/")[1] in kinds]
+        for name, _ in rows if tree == "two" else ():
+            (folder / tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / "all" / name, folder / tree / name)
+        text = "".join(f"{name},{patient}\n" for name, patient in [("file", "patient"), *rows])
+        (folder / tree / "patients.csv").write_text(text, encoding="utf-8")
 
 
-def main():
+def main() -> None:
+    """Read the command line and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "phantoms")
     parser.add_argument("--train", type=int, default=16, help="training images a class")

