@@ -83,6 +83,8 @@ def prepare_images() -> Path:
     if drawn.exists() and not setting:
         drawn.rename(DATA / ".phantoms")  # so that the sources before them are tried again
     try:
+        if not setting:
+            xray.find_images("two", home=DATA)
         folder = xray.find_images("all", home=DATA)
         return folder.parent if folder.name == "all" else folder
     except Problem as error:

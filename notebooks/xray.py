@@ -424,8 +424,10 @@ def fetch_images(table: pd.DataFrame, folder: Path, what: str) -> list[str]:
             raise
         except Exception as error:
             pool.shutdown(cancel_futures=True)
-            kept = f"What came is kept in {folder}; run again to go on."
-            raise Problem(f"{what}: {' '.join(str(error).split())[:200]}. {kept}") from None
+            reason = " ".join(str(error).split())[:200]
+            if isinstance(error, requests.ConnectionError) and error.request:
+                reason = f"{urlsplit(error.request.url).netloc} cannot be reached"
+            raise Problem(f"{what}: {reason}. What came is kept in {folder}; run again to go on.") from None
 
 
 def rebuild(home: Path) -> None:
@@ -498,7 +500,7 @@ def find_controls(folder: Path, class_names: Sequence[str] = ("covid",)) -> pd.D
     pictures, table = folder / "controls", CONTROLS.rename(columns={"class": "group"})
     try:
         if (pictures / "controls.csv").exists():
-            table = pd.read_csv(pictures / "controls.csv", dtype=str)
+            table = pd.read_csv(pictures / "controls.csv", dtype=str, keep_default_na=False)
         elif "covid" in class_names and "pneumonia" not in class_names:
             if not pictures.exists() and (folder / "controls.zip").exists():
                 unzip_images(folder / "controls.zip", folder, ["controls"])

@@ -1,285 +1,345 @@
-"""Measure speed: the article's code as it stands, this project, and VGG16's own arithmetic, in one run on one machine.
+"""Measure speed and chance: the article's code, this project, and what the machine could do, in one run.
 
-    python tests/bench.py [--seeds 5]
+    python tests/bench.py [--parts ours head] [--seeds 5] [--heads 60] [--large 1000 3000 6000]
 
-Reads the images that the notebooks would read (COVID_XRAY_DATA, data/, or phantoms) and writes output/bench.json. Every
-part runs in a process of its own, so that its peak memory is its own:
-  literal  flow_from_directory from the files, batch 10, model.fit end to end (the article's `steps` arguments are left out:
-           they halve its training); the faster of two epochs after one to warm up, times the article's epochs
-  ours     the same cases complete, from the files to the trained head, by the notebooks' own functions
-  limit    VGG16's forward pass over as many images, already in memory, at its best batch size
-  growth   ours at 100, 200 and 400 phantoms
-  seeds    with --seeds: test accuracy over that many seeds, ours against a new view in every epoch (the article's schedule)
+Reads the images that the lessons would read (COVID_XRAY_DATA, data/, or phantoms). Each measurement
+runs in a process of its own, with its peak memory, and is saved as it comes to output/bench.json.
+  precision     VGG16's forward pass and extraction with augmentation, float32 and bfloat16 in turns
+  literal       the article's code from the files, float32: the faster of two epochs, times its epochs
+  ours          the same cases from the files to the trained head, as the lessons do, no view kept before
+  augmentation  views a second of ImageDataGenerator on one core, no base beside it
+  head          milliseconds a step: compiled, validated beside fit, and the ways before; memory's share
+  growth        100, 200, and 400 phantoms: seconds and exponent
+  second        extraction and heads without the cache, with an empty one, and again
+  large         --large N ...: the whole Multi notebook on N phantoms, 2 views, 2 epochs
+  notebooks     the whole notebooks in turns with those of an older revision, and Multi a second time
+  seeds         --seeds N: test and cross-validated accuracy over N seeds, in two precisions
+  heads         --heads N: what N binary heads predict for the controls
+NUM_EPOCHS, VIEWS_PER_IMAGE, BENCH_ROUNDS, and BENCH_IMAGES make a quick try of it.
 """
 
 import argparse
+import io
 import json
 import os
 import resource
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 TESTS = Path(__file__).resolve().parent
-sys.path[:0] = [str(TESTS), str(TESTS.parent / "data")]
+NOTEBOOKS = TESTS.parent / "notebooks"
+sys.path[:0] = [str(TESTS), str(NOTEBOOKS), str(TESTS.parent / "data")]
+if "--part" in sys.argv:  # TensorFlow has no place in the process that only starts the others
+    import xray
+    from xray import ImageDataGenerator, keras, tf
+
 FOUR = ["covid", "normal", "pneumonia_bac", "pneumonia_vir"]
-CASES = {"binary": ("two", FOUR[:2]), "three": ("all", FOUR[:3]), "four": ("all", FOUR)}
-OURS = {
-    "binary": ("binary", "ARTICLE_AUGMENTATION", 8),
-    "multi": ("three four", "ARTICLE_AUGMENTATION", 32),
-    "multi_gentle": ("three four", "GENTLE_AUGMENTATION", 8),
+CASES = {"binary": FOUR[:2], "three": FOUR[:3], "four": FOUR}
+RECIPES = {
+    "binary": ("Binary", ["binary"], "article"),
+    "multi": ("Multi", ["three", "four"], "article"),
+    "multi_gentle": ("Multi", ["three", "four"], "gentle"),
 }
+FAST = {"jit_compile": True, "steps_per_execution": 1000}
+FILES = "COVID_XRAY_DATA", "COVID_XRAY_OUTPUT", "VGG16_WEIGHTS"
+ROUNDS, COUNT = (int(os.environ.get(f"BENCH_{name}", n)) for name, n in (("ROUNDS", 5), ("IMAGES", 192)))
 
 
-def notebook(case):
-    """The functions of the notebook that `case` belongs to, with its base loaded."""
-    import conftest
+def lesson(name):
+    """Return the constants of a lesson's own settings cell, and GENTLE, as a namespace."""
+    text = (NOTEBOOKS / f"Covid19_GradientCrescent_{name}.ipynb").read_text(encoding="utf-8")
+    constants = {"xray": xray}
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        if "parameters" in cell["metadata"].get("tags", []) or source.startswith("GENTLE = "):
+            exec(source, constants)
+    for count in ("NUM_EPOCHS", "VIEWS_PER_IMAGE"):
+        constants[count] = xray.whole_number(count, constants[count])
+    article = dict(xray.ARTICLE_AUGMENTATION)
+    augmentations = {"article": article, "gentle": constants.get("GENTLE", {}), "none": {}}
+    constants["datagens"] = {k: ImageDataGenerator(rescale=1 / 255, **v) for k, v in augmentations.items()}
+    return SimpleNamespace(**constants)
 
-    settings = {name: os.environ[name] for name in ("COVID_XRAY_DATA", "VGG16_WEIGHTS") if name in os.environ}
-    path = conftest.BINARY if case == "binary" else conftest.MULTI
-    nb = conftest.load(path, path.parent, **settings)
-    os.chdir(path.parent)
-    nb["keras"].utils.set_random_seed(nb["SEED"])
-    nb["warnings"].filterwarnings("ignore")
-    nb["conv_base"] = nb["load_conv_base"](nb["VGG16_WEIGHTS"])
-    return nb
+
+def load(tree, folder=None):
+    """Return the images of `tree` and a namespace of their table's columns, folder, and row numbers."""
+    folder = folder or xray.find_images(tree)
+    images, table = xray.load_images(folder, class_names=CASES["binary" if tree == "two" else "four"])
+    columns = {name: table[name].to_numpy() for name in ("label", "split", "patient")}
+    rows = {name: np.flatnonzero(columns["split"] == name) for name in ("train", "validation", "test")}
+    return images, SimpleNamespace(folder=folder, **columns, **rows)
+
+
+def load_base():
+    """Return VGG16, frozen, for 150 x 150 pixels."""
+    base = keras.applications.VGG16(xray.find_weights(), include_top=False, weights=None) if 0 else None
+    base = keras.applications.VGG16(
+        weights=xray.find_weights(), include_top=False, input_shape=(150, 150, 3)
+    )
+    base.trainable = False
+    return base
+
+
+def build_head(n_classes, rate, **options):
+    """Return the lessons' head, compiled: a sigmoid for two classes, else a softmax."""
+    two = n_classes == 2
+    last = keras.layers.Dense(1 if two else n_classes, activation="sigmoid" if two else "softmax")
+    hidden = keras.layers.Flatten(), keras.layers.Dense(256, activation="relu")
+    head = keras.Sequential([keras.Input((4, 4, 512)), *hidden, last])
+    loss = "binary_crossentropy" if two else "sparse_categorical_crossentropy"
+    head.compile(keras.optimizers.Adam(rate), loss, metrics=["acc"], **(options or FAST))
+    return head
+
+
+def train(head, views, labels, rows, epochs, seed=42, validation=None):
+    """Train a compiled head afresh on `rows` of the views; returns the head."""
+    xray.initialize(head, seed)
+    schedule = xray.ViewSchedule(views, labels, rows, validation, 10, seed)
+    head.fit(schedule.batches, epochs=epochs, callbacks=[schedule], verbose=0)
+    return head
+
+
+def accuracy(head, features, labels, rows):
+    """Return the share of `rows` that the head predicts right."""
+    predicted = xray.predict_probabilities(head, features[rows]).argmax(axis=1)
+    return float((predicted == labels[rows]).mean())
+
+
+def medians(calls, rounds=ROUNDS):
+    """Time each of the named calls in turns, after a round to warm up; returns median seconds."""
+    timed = defaultdict(list)
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            begin = time.perf_counter()
+            call()
+            timed[name].append(time.perf_counter() - begin)
+    return {name: float(np.median(seconds[1:])) for name, seconds in timed.items()}
+
+
+def exponent(seconds):
+    """Return the power of n that seconds grow with; seconds: {n: seconds}."""
+    sizes = np.log([float(n) for n in seconds])
+    return float(np.polyfit(sizes, np.log(list(seconds.values())), 1)[0])
+
+
+def measure_precision():
+    """Seconds an image of the forward pass by batch size, and of extraction; error of the features."""
+    images = np.concatenate([load("two")[0]] * COUNT)[:COUNT]
+    inputs, base, datagen = (images / 255).astype(np.float32), load_base(), lesson("Binary").datagens["article"]
+    names = sorted({"bfloat16", "float32", xray.choose_precision()})
+    bases, calls = {name: xray.reduced(base, name) for name in names}, {}
+
+    def forward(network, size):
+        step = tf.function(lambda batch: network(batch, training=False))
+        return lambda: [step(tf.constant(inputs[k : k + size])).numpy() for k in range(0, COUNT, size)]
+
+    for name, network in bases.items():
+        calls |= {f"{name} {size}": forward(network, size) for size in (16, 32, 64)}
+        extract = (network, datagen, images, 42, name, None)
+        calls[f"{name} extraction"] = lambda extract=extract: xray.view_features(*extract)
+    seconds = {name: value / COUNT for name, value in medians(calls).items()}
+    exact = bases["float32"].predict(inputs, verbose=0)
+    found = {"seconds_an_image": seconds, "best": {}, "relative_error": {}}
+    for name, network in bases.items():
+        found["best"][name] = min(seconds[f"{name} {size}"] for size in (16, 32, 64))
+        off = network.predict(inputs, verbose=0).astype(np.float32) - exact
+        found["relative_error"][name] = float(np.linalg.norm(off) / np.linalg.norm(exact))
+    return found
 
 
 def measure_literal(case):
-    """Seconds of one epoch of the article's code: the faster of two, after one to warm up."""
-    nb = notebook(case)
-    tree, names = CASES[case]
-    folder, keras, ticks = nb["find_images"](tree), nb["keras"], []
-    generator = nb["ImageDataGenerator"](
-        rescale=1 / 255,
-        validation_split=0.2,
-        featurewise_center=True,
-        featurewise_std_normalization=True,
-        zca_whitening=True,
-        **nb["ARTICLE_AUGMENTATION"],
+    """Seconds of the article's code: the faster of two epochs after one to warm up, times its epochs."""
+    tree, settings, ticks = ("two", "Binary") if case == "binary" else ("all", "Multi"), None, []
+    (tree, name), settings = tree, lesson(tree[1])
+    flags = ("featurewise_center", "featurewise_std_normalization", "zca_whitening")
+    augmentation = xray.ARTICLE_AUGMENTATION | dict.fromkeys(flags, True)
+    datagen = ImageDataGenerator(rescale=1 / 255, validation_split=0.2, **augmentation)
+    mode, names = "binary" if case == "binary" else "categorical", CASES[case]
+    options = dict(target_size=(150, 150), batch_size=10, seed=42, class_mode=mode, classes=names)
+    folder = xray.find_images(tree) / "train"
+    fitting, held_out = (
+        datagen.flow_from_directory(folder, subset=part, **options) for part in ("training", "validation")
     )
-    mode = "binary" if case == "binary" else "categorical"
-    options = dict(target_size=(150, 150), batch_size=10, seed=42, class_mode=mode, classes=names, shuffle=True)
-    train, validation = (
-        generator.flow_from_directory(folder / "train", subset=part, **options) for part in ("training", "validation")
-    )
-    model = keras.Sequential(
-        [
-            nb["conv_base"],
-            keras.layers.Flatten(),
-            keras.layers.Dense(256, activation="relu"),
-            keras.layers.Dense(
-                1 if mode == "binary" else len(names), activation="sigmoid" if mode == "binary" else "softmax"
-            ),
-        ]
-    )
-    model.compile(keras.optimizers.Adam(nb["LEARNING_RATE"]), f"{mode}_crossentropy", metrics=["acc"])
+    last = keras.layers.Dense(1 if mode == "binary" else len(names))
+    activation = keras.layers.Activation("sigmoid" if mode == "binary" else "softmax")
+    hidden = keras.layers.Flatten(), keras.layers.Dense(256, activation="relu")
+    model = keras.Sequential([load_base(), *hidden, last, activation])
+    rate = keras.optimizers.Adam(settings.LEARNING_RATE)
+    model.compile(rate, f"{mode}_crossentropy", metrics=["acc"])
     clock = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: ticks.append(time.perf_counter()))
     # One epoch to warm up, two that are timed, and one whose beginning is the end of the last.
-    model.fit(train, validation_data=validation, epochs=4, verbose=0, callbacks=[clock])
+    model.fit(fitting, validation_data=held_out, epochs=4, verbose=0, callbacks=[clock])
     timed = np.diff(ticks)[1:].tolist()
-    seconds = min(timed)  # TensorFlow at times pauses for seconds between epochs: no credit is taken for that
-    return {"timed_epochs": timed, "epoch": seconds, "seconds": seconds * nb["NUM_EPOCHS"], "epochs": nb["NUM_EPOCHS"]}
+    return {"timed_epochs": timed, "seconds": min(timed) * settings.NUM_EPOCHS, "lesson": name}
 
 
-def measure_ours(name):
-    """Seconds of images, features and heads of one recipe, and the test accuracy of each case."""
-    cases, augmentation, views = OURS[name]
-    nb = notebook(cases)
-    folder = nb["find_images"](CASES[cases.split()[0]][0])
-    begin = time.perf_counter()
-    images, labels, splits, _ = nb["load_images"](folder, CASES[cases.split()[-1]][1])
+def train_recipe(name, run):
+    """Run a recipe from the files to its trained heads; returns seconds by part and test accuracies."""
+    lesson_name, cases, augmentation = RECIPES[name]
+    settings, base, begin = lesson(lesson_name), load_base(), time.perf_counter()
+    images, data = load("two" if lesson_name == "Binary" else "all")
     loaded = time.perf_counter()
-    learning = splits != "test"
-    features = nb["extract_features"](images[learning], nb[augmentation], views)
-    extracted = time.perf_counter()
-    labels_learning, parts, heads, steps = labels[learning], splits[learning], {}, 0
-    for case in cases.split():
-        count = len(CASES[case][1])
-        train, held_out = (parts == part for part in ("train", "validation"))
-        train, held_out = train & (labels_learning < count), held_out & (labels_learning < count)
-        model, head = nb["build_model"](count)
-        validation = features[:, held_out], labels_learning[held_out]
-        nb["train_head"](
-            head, features[:, train], labels_learning[train], nb["LEARNING_RATE"], nb["NUM_EPOCHS"], validation
-        )
-        heads[case], steps = model, steps + -(-train.sum() // nb["BATCH_SIZE"]) * nb["NUM_EPOCHS"]
+    views = min(settings.VIEWS_PER_IMAGE, 8 if augmentation == "gentle" else 10**6)
+    learn = np.flatnonzero(data.split != "test")  # the article's code reads no more in training
+    features = run.extract_features(base, settings.datagens[augmentation], images[learn], views)
+    extracted, heads, steps = time.perf_counter(), {}, 0
+    for case in cases:
+        n_classes = len(CASES[case])
+        parts = [(data.split[learn] == part) & (data.label[learn] < n_classes) for part in ("train", "validation")]
+        rows, held_out = map(np.flatnonzero, parts)
+        heads[case] = build_head(n_classes, settings.LEARNING_RATE)
+        train(heads[case], features, data.label[learn], rows, settings.NUM_EPOCHS, validation=held_out)
+        steps += -(-len(rows) // 10) * settings.NUM_EPOCHS
     done = time.perf_counter()
-    accuracy = {}
-    for case, model in heads.items():
-        test = (splits == "test") & (labels < len(CASES[case][1]))
-        accuracy[case] = nb["evaluate"](model, images[test], labels[test], CASES[case][1])[0]["accuracy"]
-    return {
-        "images": loaded - begin,
-        "features": extracted - loaded,
-        "heads": done - extracted,
-        "seconds": done - begin,
-        "views": views,
-        "forward_passes": int(learning.sum()) * views,
-        "head_step": (done - extracted) / float(steps),
-        "test_accuracy": accuracy,
-    }
+    (plain,), scores = run.extract_features(base, settings.datagens["none"], images[data.test]), {}
+    for case, head in heads.items():
+        rows = np.flatnonzero(data.label[data.test] < len(CASES[case]))
+        scores[case] = accuracy(head, plain, data.label[data.test], rows)
+    seconds = {"images": loaded - begin, "features": extracted - loaded, "heads": done - extracted}
+    counts = {"views": views, "forward_passes": len(learn) * views, "precision": run.precision}
+    return {**seconds, "seconds": done - begin, **counts, "head_step": (done - extracted) / steps, "test": scores}
 
 
-def measure_limit(_):
-    """Seconds an image of VGG16's forward pass on images in memory, by batch size, and of extraction with augmentation.
-
-    All are timed in turn, five times over, and the medians taken: the machine's own speed changes from minute to minute.
-    """
-    nb = notebook("binary")
-    tf, base, count = nb["tf"], nb["conv_base"], 192
-    images = np.random.default_rng(0).integers(0, 256, (count, 150, 150, 3), np.uint8)
-    inputs, timed = (images / 255).astype(np.float32), {}
-
-    def forward(size):
-        step = tf.function(
-            lambda batch: base(batch, training=False), input_signature=[tf.TensorSpec((size, 150, 150, 3))]
-        )
-        return lambda: [step(tf.constant(inputs[start : start + size])).numpy() for start in range(0, count, size)]
-
-    runs = {size: forward(size) for size in (8, 16, 32, 64)}
-    runs["extraction"] = lambda: nb["extract_features"](images, nb["ARTICLE_AUGMENTATION"], 1)
-    for _ in range(6):  # the first round warms up
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            timed.setdefault(name, []).append((time.perf_counter() - begin) / count)
-    medians = {name: float(np.median(seconds[1:])) for name, seconds in timed.items()}
-    extraction = medians.pop("extraction")
-    return {"by_batch_size": medians, "best": min(medians.values()), "extraction": extraction}
+def measure_ours(name, precision):
+    """Run a recipe with an empty cache in a precision, "auto" for the machine's best."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return train_recipe(name, xray.Run("bench", precision=precision, output=Path(scratch)))
 
 
-def measure_growth(_):
-    """Seconds from the files to the trained head at 100, 200 and 400 phantoms, and the exponent of the growth."""
+def measure_augmentation():
+    """Views a second of ImageDataGenerator alone, on one core."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    images, datagens = np.concatenate([load("two")[0]] * COUNT)[:COUNT], lesson("Multi").datagens
+
+    def draw(datagen):
+        flow = datagen.flow(images, batch_size=32, shuffle=False, seed=42)
+        return [flow[k] for k in range(len(flow))]
+
+    timed = medians({name: lambda d=datagen: draw(d) for name, datagen in datagens.items()})
+    return {"views_a_second": {name: COUNT / seconds for name, seconds in timed.items()}}
+
+
+def measure_head(epochs=20):
+    """Milliseconds a step of the four-class head, four ways, and the share of memory's bandwidth."""
+    rng = np.random.default_rng(0)
+    views = [np.maximum(rng.standard_normal((270, 4, 4, 512)), 0).astype(np.float16) for _ in range(8)]
+    labels, rows, calls = rng.integers(0, 4, 270), np.arange(54, 270), {}
+    by_fit = {"validation_data": (views[0][:54].astype(np.float32), labels[:54]), "validation_batch_size": 54}
+
+    def fit(options, validation, extra):
+        head = build_head(4, 1e-4, **options)
+        schedule = xray.ViewSchedule(views, labels, rows, validation)
+        return lambda: head.fit(schedule.batches, epochs=epochs, callbacks=[schedule], verbose=0, **extra)
+
+    auto = {"jit_compile": "auto"}
+    for name, options in (("compiled", FAST), ("auto", auto)):
+        calls[name] = fit(options, None, {})
+        calls[f"{name}, scored beside fit"] = fit(options, np.arange(54), {})
+        calls[f"{name}, scored by fit"] = fit(options, None, by_fit)
+    steps = -(-len(rows) // 10) * epochs
+    found = {name: 1000 * seconds / steps for name, seconds in medians(calls, min(ROUNDS, 3)).items()}
+    a, b, c = (np.ones((2, 2**25), np.float32) for _ in range(3))  # 256 MB each, a half for each of two threads
+
+    def triad(k):
+        np.multiply(b[k], 3, out=a[k])
+        np.add(a[k], c[k], out=a[k])
+
+    with ThreadPoolExecutor(2) as pool:
+        works = {"copy": lambda k: np.copyto(a[k], b[k]), "triad": triad}
+        timed = medians({name: lambda w=work: list(pool.map(w, (0, 1))) for name, work in works.items()})
+    bandwidth = {name: passes * a.nbytes / timed[name] / 1e9 for name, passes in (("copy", 2), ("triad", 5))}
+    moved = 9 * 4 * build_head(4, 1e-4).count_params() / 1e9  # weights, gradients, moments: 6 reads, 3 writes
+    share = moved / (found["compiled"] / 1000) / max(bandwidth.values())
+    return {"ms_a_step": found, "gigabytes_a_second": bandwidth, "gigabytes_a_step": moved, "share": share}
+
+
+def measure_growth():
+    """Seconds from the files to the trained head at 100, 200, and 400 phantoms."""
     import phantoms
 
-    nb, seconds = notebook("four"), {}
-    for count in (100, 200, 400):
+    base, datagen = load_base(), lesson("Multi").datagens["article"]
+    head, seconds = build_head(4, 1e-4), {}
+    for count in (40, 100, 200, 400):  # the first warms up
         with tempfile.TemporaryDirectory() as scratch:
             phantoms.write_tree(scratch, train=count // 4 - 1, test=1)
-            folder = Path(scratch) / "all"
+            run = xray.Run("bench", output=Path(scratch) / "output")
             begin = time.perf_counter()
-            images, labels, splits, _ = nb["load_images"](folder, FOUR)
-            features, train = nb["extract_features"](images, nb["ARTICLE_AUGMENTATION"], 2), splits == "train"
-            nb["train_head"](nb["build_model"](4)[1], features[:, train], labels[train], 1e-4, 10)
+            images, data = load("all", Path(scratch) / "all")
+            views = run.extract_features(base, datagen, images, 2)
+            train(head, views, data.label, data.train, 10, validation=data.validation)
             seconds[count] = time.perf_counter() - begin
-    exponent = np.polyfit(np.log(list(seconds)), np.log(list(seconds.values())), 1)[0]
-    return {"seconds": seconds, "exponent": float(exponent)}
+    del seconds[40]
+    return {"seconds": seconds, "exponent": exponent(seconds)}
 
 
-def measure_seeds(count):
-    """Test accuracy over seeds: ours against a new view in every epoch.
-
-    A pool of 100 views of every training image (16 gentle ones) is extracted once. Each seed draws its views from the
-    pool, and initialises and shuffles in its own way.
-    """
-    nb = notebook("four")
-    folder = nb["find_images"]("all")
-    images, labels, splits, _ = nb["load_images"](folder, FOUR)
-    train, test = splits == "train", splits == "test"
-    pool = nb["extract_features"](images[train], nb["ARTICLE_AUGMENTATION"], 100)
-    gentle = nb["extract_features"](images[train], nb["GENTLE_AUGMENTATION"], 16)
-    plain, accuracy = nb["extract_features"](images[test], {}, 1)[0], {}
-    for case, (epochs, rate, recipes) in {
-        "binary": (20, 5e-4, {"fresh": 20, "ours": 8}),
-        "three": (100, 1e-4, {"fresh": 100, "ours": 32, "gentle": 8}),
-        "four": (100, 1e-4, {"fresh": 100, "ours": 32, "gentle": 8}),
-    }.items():
-        nb["BINARY"] = case == "binary"
-        classes = len(CASES[case][1])
-        rows, held_out = labels[train] < classes, labels[test] < classes
-        for recipe, views in recipes.items():
-            source, scores = gentle if recipe == "gentle" else pool, []
-            for seed in range(int(count)):
-                nb["SEED"] = 1000 + seed
-                drawn = np.random.default_rng(seed).permutation(len(source))[:views]
-                _, head = nb["build_model"](classes, nb["SEED"])
-                nb["train_head"](head, source[drawn][:, rows], labels[train][rows], rate, epochs)
-                predicted = nb["predict_probabilities"](head, plain[held_out]).argmax(axis=1)
-                scores.append(float((predicted == labels[test][held_out]).mean()))
-            accuracy.setdefault(case, {})[recipe] = {
-                "views": views,
-                "mean": np.mean(scores),
-                "sd": np.std(scores, ddof=1),
-                "scores": scores,
-            }
-            print(case, recipe, accuracy[case][recipe], file=sys.stderr, flush=True)
-    return accuracy
+def measure_second():
+    """Seconds of Multi's features and heads without a cache, with an empty one, and a second time."""
+    with tempfile.TemporaryDirectory() as scratch:
+        output, cached = Path(scratch), xray.from_cache
+        xray.from_cache = lambda stored, *call: xray.view_features(*call)[0]
+        found = {"without": train_recipe("multi", xray.Run("bench", output=output / "none"))}
+        xray.from_cache = cached
+        for name in ("first", "second"):
+            found[name] = train_recipe("multi", xray.Run("bench", output=output / "views"))
+    return {name: {k: run[k] for k in ("features", "heads", "seconds")} for name, run in found.items()}
 
 
-def part(name, argument):
-    """Run one measurement in a process of its own; returns its figures with its peak memory in GiB."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--part", name, str(argument)], stdout=subprocess.PIPE, text=True, check=True
-    )
-    figures = json.loads(done.stdout.splitlines()[-1])
-    print(f"{name} {argument}: {json.dumps(figures)}", flush=True)
-    return figures
+def run_notebook(folder, name, output, **settings):
+    """Execute a notebook of `folder`/notebooks with nbconvert; returns its seconds. Fails where a cell does."""
+    import conftest
+
+    kept = {k: os.environ[k] for k in (*FILES, "NUM_EPOCHS", "VIEWS_PER_IMAGE", "PRECISION") if k in os.environ}
+    settings = {**kept, "COVID_XRAY_OUTPUT": str(output), **settings}
+    path, begin = Path(folder) / "notebooks" / f"Covid19_GradientCrescent_{name}.ipynb", time.perf_counter()
+    cells = conftest.execute(path, path.parent, output, **settings)
+    seconds = time.perf_counter() - begin
+    errors = [o for cell in cells for o in cell.get("outputs", []) if o["output_type"] == "error"]
+    if errors:
+        sys.exit(f"{path}: {errors[0]['ename']}: {errors[0]['evalue']}")
+    return seconds
 
 
-def table(bench):
-    """The lines of the one table, from all figures; adds the ratios to bench["ours"]."""
-    limit = bench["limit"]
-    yield (
-        f"{'':14}{'literal s':>10}{'ours s':>8}{'literal/ours':>14}{'ours/limit':>12}{'head step ms':>14}{'peak GiB':>10}"
-        "  test accuracy of this run, and over seeds (new views every epoch)"
-    )
-    for name, ours in bench["ours"].items():
-        cases = OURS[name][0].split()
-        literal = sum(bench["literal"][case]["seconds"] for case in cases)
-        ours["literal_over_ours"] = literal / ours["seconds"]
-        ours["ours_over_limit"] = ours["seconds"] / (ours["forward_passes"] * limit["best"])
-        accuracy = []
-        for case in cases:
-            accuracy.append(f"{case} {ours['test_accuracy'][case]:.3f}")
-            if "seeds" in bench:
-                seeds = bench["seeds"][case]
-                kinds = seeds["gentle" if "gentle" in name else "ours"], seeds["fresh"]
-                accuracy.append("{:.3f} ± {:.3f} ({:.3f} ± {:.3f})".format(*(x[k] for x in kinds for k in ("mean", "sd"))))
-        yield (
-            f"{name:14}{literal:10.0f}{ours['seconds']:8.0f}{ours['literal_over_ours']:14.1f}{ours['ours_over_limit']:12.2f}"
-            f"{1000 * ours['head_step']:14.1f}{ours['peak_gib']:10.2f}  {', '.join(accuracy)}"
-        )
-    yield (
-        f"VGG16 {1000 * limit['best']:.1f} ms an image at best; extraction with augmentation {1000 * limit['extraction']:.1f} ms, "
-        f"{limit['best'] / limit['extraction']:.0%} of the limit; growth exponent {bench['growth']['exponent']:.2f}"
-    )
+def measure_large(count):
+    """Run the whole Multi notebook on `count` phantoms in four classes: 2 views, 2 epochs."""
+    import phantoms
+
+    test = max(2, int(count) // 40)
+    with tempfile.TemporaryDirectory() as scratch:
+        phantoms.write_tree(Path(scratch) / "data", train=int(count) // 4 - test, test=test)
+        settings = {"NUM_EPOCHS": "2", "FINE_TUNE_EPOCHS": "2", "VIEWS_PER_IMAGE": "2"}
+        data = {"COVID_XRAY_DATA": str(Path(scratch) / "data")}
+        seconds = run_notebook(TESTS.parent, "Multi", Path(scratch) / "output", **data, **settings)
+    kernel = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return {"seconds": seconds, "kernel_peak_gib": kernel}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=0)
-    parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.part:
-        name, argument = options.part
-        figures = globals()[f"measure_{name}"](argument)
-        figures["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print("\n" + json.dumps(figures))
-        return
-    output = Path(os.environ.get("COVID_XRAY_OUTPUT", TESTS.parent / "output"))
-    output.mkdir(parents=True, exist_ok=True)
-    bench = {"cores": os.cpu_count(), "literal": {}, "ours": {}}
-
-    def measure(into, key, name, argument):
-        into[key] = part(name, argument)
-        (output / "bench.json").write_text(json.dumps(bench, indent=1) + "\n")
-
-    measure(bench, "limit", "limit", "")
-    for case in CASES:
-        measure(bench["literal"], case, "literal", case)
-    for name in OURS:
-        measure(bench["ours"], name, "ours", name)
-    measure(bench, "growth", "growth", "")
-    if options.seeds:
-        measure(bench, "seeds", "seeds", options.seeds)
-    print("", *table(bench), sep="\n")
-    (output / "bench.json").write_text(json.dumps(bench, indent=1) + "\n")
+def measure_notebooks(name, revision, rounds):
+    """Seconds of a whole notebook of `revision` and of now, in turns, and of now a second time."""
+    os.environ.setdefault("COVID_XRAY_DATA", str(xray.find_images("all").resolve().parent))
+    if (weights := xray.find_weights()) not in (None, "imagenet"):
+        os.environ["VGG16_WEIGHTS"] = str(Path(weights).resolve())
+    archive = subprocess.run(["git", "archive", revision], cwd=TESTS.parent, stdout=subprocess.PIPE, check=True)
+    found = defaultdict(list)
+    for _ in range(int(rounds)):
+        with tempfile.TemporaryDirectory() as scratch:
+            tarfile.open(fileobj=io.BytesIO(archive.stdout)).extractall(scratch)
+            now, before = Path(scratch) / "now", Path(scratch) / "before"
+            found["before"].append(run_notebook(scratch, name, before))
+            found["now"].append(run_notebook(TESTS.parent, name, now))
+            found["second"].append(run_notebook(TESTS.parent, name, now))
+    found = {key: {"seconds": float(np.median(values)), "all": values} for key, values in found.items()}
+    ratios = {f"{key}_ratio": found[key]["seconds"] / found[of]["seconds"] for key, of in RATIOS.items()}
+    return {**found, **ratios, "revision": revision}
 
 
-if __name__ == "__main__":
-    main()
+RATIOS = {"now": "before", "second": "now"}

@@ -78,7 +78,9 @@ def test_alone_in_a_folder(notebook, archive, server, tmp_path):
     assert sorted(path.name for path in (home / "data").iterdir()) == [
         "Covid_Data_GradientCrescent.zip", "all", "controls", "two",
     ]  # fmt: skip
-    assert (home / "xray.py").read_text(encoding="utf-8") == (ROOT / "notebooks" / "xray.py").read_text(encoding="utf-8")
+    assert (home / "xray.py").read_text(encoding="utf-8") == (ROOT / "notebooks" / "xray.py").read_text(
+        encoding="utf-8"
+    )
     results = results_of(home / "output", notebook)
     assert results["dataset"] == ("two" if notebook == BINARY else "all") and results["weights"] == "random"
     assert results["trust"]["controls"]["n"] == 0
@@ -96,7 +98,9 @@ def test_an_edit_of_the_toolbox_takes_effect_in_a_clone(tree, tmp_path):
     edited = toolbox.read_text(encoding="utf-8").replace('covid="COVID-19"', 'covid="EDITED"')
     toolbox.write_text(edited, encoding="utf-8")
     content = json.loads(BINARY.read_text(encoding="utf-8"))
-    content["cells"] = content["cells"][: next(i for i, c in enumerate(content["cells"]) if "count_images" in str(c)) + 1]
+    content["cells"] = content["cells"][
+        : next(i for i, c in enumerate(content["cells"]) if "count_images" in str(c)) + 1
+    ]
     (home / "notebooks" / BINARY.name).write_text(json.dumps(content), encoding="utf-8")
     cells = execute(home / "notebooks" / BINARY.name, home / "notebooks", tmp_path, COVID_XRAY_DATA=str(tree))
     assert outputs_of(cells, "error") == [] and "EDITED" in "".join(outputs_of(cells, "text/html"))

@@ -1,90 +1,264 @@
-"""The claims on which the speed rests: features of a frozen base, trained on view by view, are the article's training."""
+"""The claims that speed rests on: a head on features of a frozen base trains as the whole model does."""
 
 import subprocess
 import sys
 import textwrap
+import zipfile
 
+import keras
 import numpy as np
 import pytest
-from conftest import ROOT, clean_environment
+import xray
+from conftest import ROOT, SHARED, clean_environment, real_images
 from tensorflow.keras.preprocessing.image import ImageDataGenerator
+
+SIZE = 64  # pixels a side: VGG16 returns 2 x 2 x 512
+FAST = {"jit_compile": True, "steps_per_execution": 1000}  # as in the lessons
+FOUR = ["covid", "normal", "pneumonia_bac", "pneumonia_vir"]
+AUGMENTED = ImageDataGenerator(rescale=1 / 255, **xray.ARTICLE_AUGMENTATION)
+
+
+@pytest.fixture(scope="module")
+def base(weights):
+    """Return the frozen base with VGG16's ImageNet weights, for small images."""
+    base = keras.applications.VGG16(weights=str(weights), include_top=False, input_shape=(SIZE, SIZE, 3))
+    base.trainable = False
+    return base
+
+
+@pytest.fixture(scope="module")
+def loaded(tree):
+    """Return images, labels, and the row numbers of training and validation."""
+    images, table = xray.load_images(tree / "two", SIZE, 0.4)
+    rows = [np.flatnonzero(table["split"] == split) for split in ("train", "validation")]
+    return images, table["label"].to_numpy(), *rows
 
 
 @pytest.fixture
-def ready(nb, tree, weights):
-    """The binary notebook's functions with their images loaded and the base in place."""
-    nb["conv_base"] = nb["load_conv_base"](str(weights))
-    images, labels, splits, files = nb["load_images"](tree / "two", nb["CLASS_NAMES"])
-    return nb, images[::2], labels[::2]
+def run(tmp_path, monkeypatch):
+    """Return the record of a run in float32 whose results go to tmp_path."""
+    monkeypatch.delenv("PRECISION", raising=False)
+    return xray.Run("test", precision="float32", output=tmp_path)
 
 
-def test_feature_training_equals_end_to_end(ready):
-    """Head on features of views = the full model, base and all, in model.fit on the same batches of the same views."""
-    nb, images, labels = ready
-    keras, views = nb["keras"], 2
-    generator = ImageDataGenerator(rescale=1 / 255, **nb["ARTICLE_AUGMENTATION"])
-    seen = np.stack(
-        [generator.flow(images, batch_size=32, shuffle=False, seed=42 + 1000 * view)[0] for view in range(views)]
+def build_head(shape, units):
+    """Return the article's head: one sigmoid for units = 1, else a softmax."""
+    return keras.Sequential(
+        [
+            keras.Input(shape),
+            keras.layers.Flatten(),
+            keras.layers.Dense(256, activation="relu"),
+            keras.layers.Dense(units, activation="sigmoid" if units == 1 else "softmax"),
+        ]
     )
-    nb["BATCH_SIZE"] = 3
-    features = np.stack([nb["conv_base"].predict(view, verbose=0) for view in seen])
-
-    model, head = nb["build_model"](2)
-    history = nb["train_head"](head, features, labels, 5e-4, epochs=3)
-    fast = [array.copy() for array in head.get_weights()]
-
-    end_to_end, _ = nb["build_model"](2)
-    end_to_end.compile(keras.optimizers.Adam(5e-4), "binary_crossentropy", metrics=["acc"])
-    batches = nb["batches_of_views"](seen, labels, 3)
-    literal = end_to_end.fit(batches, epochs=3, steps_per_epoch=-(-len(images) // 3), verbose=0).history
-    np.testing.assert_allclose(history["loss"], literal["loss"], rtol=1e-4)
-    for ours, theirs in zip(fast, end_to_end.get_weights()[-4:]):
-        np.testing.assert_allclose(ours, theirs, atol=2e-5)
-    np.testing.assert_array_equal(model.get_weights()[-4], fast[0])  # the head's layers are the model's
 
 
-def test_features_repeat_and_views_differ(ready):
-    nb, images, _ = ready
-    first = nb["extract_features"](images, nb["ARTICLE_AUGMENTATION"], 2)
-    again = nb["extract_features"](images, nb["ARTICLE_AUGMENTATION"], 2)
-    assert first.dtype == np.float16 and first.shape == (2, len(images), 4, 4, 512)
-    np.testing.assert_array_equal(first, again)
-    assert np.abs(first[0] - first[1]).max() > 0.1
+def compile_model(model, rate, **options):
+    """Compile as the lessons do, with the loss that fits the number of outputs."""
+    single = model.output_shape[-1] == 1
+    loss = "binary_crossentropy" if single else "sparse_categorical_crossentropy"
+    model.compile(keras.optimizers.Adam(rate), loss, metrics=["acc"], **options)
 
 
-def test_plain_features_are_those_of_the_images(ready):
-    nb, images, _ = ready
-    plain = nb["extract_features"](images, {}, 1)[0]
-    direct = nb["conv_base"].predict(images.astype("float32") / 255, verbose=0)
+def random_views(count=3, n=12, shape=(2, 2, 4), seed=0):
+    """Return features of views that differ widely: each is ten times the size of the one before."""
+    rng = np.random.default_rng(seed)
+    return [(10.0**view * rng.random((n, *shape))).astype(np.float16) for view in range(count)]
+
+
+def fit_head(head, views, labels, train, validation=None, epochs=4, seed=42, batch_size=2):
+    """Train a compiled head on views; returns Keras's history."""
+    schedule = xray.ViewSchedule(views, labels, train, validation, batch_size, seed)
+    return head.fit(schedule.batches, epochs=epochs, callbacks=[schedule], verbose=0).history
+
+
+@pytest.mark.parametrize("units", [1, 2])
+def test_head_on_features_is_the_whole_model(run, base, loaded, units):
+    """Seven epochs of three views, and two at a lower rate: the whole history is that of plain Keras.
+
+    The other side is plain: base and head as one model, `fit` an epoch at a time on augmented images,
+    with the same view's images as its validation_data. Features pass through float16, which has 11
+    bits: losses may differ by 5e-3 of their size, an accuracy by one image.
+    """
+    images, labels, train, validation = loaded
+    views = run.extract_features(base, AUGMENTED, images, 3)
+    seen = [AUGMENTED.flow(images, batch_size=32, shuffle=False, seed=42 + 1000 * k)[0] for k in range(3)]
+    assert views[0].dtype == np.float16 and len(images) <= 32
+    head, other = (build_head(base.output_shape[1:], units) for _ in range(2))
+    for each in (head, other):
+        xray.initialize(each, 42)
+    model, frozen, starts = keras.Sequential([base, other]), base.get_weights(), other.get_weights()
+    order = xray.ViewSchedule(seen, labels, train, None, 2, 42)
+    history, literal = {}, {}
+    for rate, epochs in ((5e-4, 7), (5e-5, 2)):  # the second is the article's fine-tuning
+        compile_model(head, rate, **FAST)
+        compile_model(model, rate)
+        for metric, values in fit_head(head, views, labels, train, validation, epochs).items():
+            history.setdefault(metric, []).extend(values)
+        for epoch in range(epochs):
+            order.on_epoch_begin(epoch)
+            x, y = (np.concatenate(part) for part in zip(*order.one_epoch()))
+            scored = seen[epoch % 3][validation], labels[validation]
+            log = model.fit(x, y, batch_size=2, shuffle=False, validation_data=scored, verbose=0).history
+            for metric, values in log.items():
+                literal.setdefault(metric, []).extend(values)
+    assert set(history) == set(literal) == {"loss", "acc", "val_loss", "val_acc"}
+    for metric, values in history.items():
+        assert len(values) == 9
+        if metric.endswith("loss"):
+            np.testing.assert_allclose(values, literal[metric], rtol=5e-3, err_msg=metric)
+        else:
+            n = len(validation) if metric == "val_acc" else len(train)
+            np.testing.assert_allclose(values, literal[metric], atol=1.01 / n, err_msg=metric)
+    for ours, theirs, start in zip(head.get_weights(), other.get_weights(), starts):
+        moved = np.linalg.norm(theirs - start)
+        assert moved > 0 and np.linalg.norm(ours - theirs) < 0.05 * moved
+    for before, after in zip(frozen, base.get_weights()):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_validation_is_scored_on_the_view_of_its_epoch():
+    """At learning rate 0, views that differ widely give three values in turn, those of `evaluate`."""
+    views, labels, rows = random_views(), np.arange(12) % 2, np.arange(12)
+    head = build_head((2, 2, 4), 2)
+    compile_model(head, 0.0, **FAST)
+    xray.initialize(head, 1)
+    history = fit_head(head, views, labels, rows[:8], rows[8:], epochs=7)
+    direct = [head.evaluate(view[8:].astype("float32"), labels[8:], verbose=0) for view in views]
+    for metric, expected in zip(("val_loss", "val_acc"), zip(*direct)):
+        np.testing.assert_allclose(history[metric], [expected[k % 3] for k in range(7)], rtol=1e-5)
+    first, second, third = history["val_loss"][:3]
+    assert min(abs(first - second), abs(second - third), abs(first - third)) > 0.01
+    assert history["val_loss"][:4] == history["val_loss"][3:]
+    assert "val_loss" not in fit_head(head, views, labels, rows[:8], epochs=1)
+
+
+def test_an_epoch_goes_through_its_view_once():
+    """Each row once, in batches of 3, 3, and 1, in an order fixed by seed and epoch."""
+    views = [np.arange(9, dtype=np.float16)[:, None] + 100 * view for view in range(2)]
+    labels, train = np.arange(9), np.array([0, 2, 3, 5, 6, 7, 8])
+
+    def rows_of(seed, epoch):
+        schedule = xray.ViewSchedule(views, labels, train, None, 3, seed)
+        schedule.on_epoch_begin(epoch)
+        batches = list(schedule.batches.as_numpy_iterator())
+        assert [len(y) for _, y in batches] == [3, 3, 1]
+        x, y = (np.concatenate(part) for part in zip(*batches))
+        assert x.dtype == np.float32
+        np.testing.assert_array_equal(x[:, 0], y + 100 * (epoch % 2))
+        return list(y)
+
+    orders = [rows_of(42, epoch) for epoch in range(5)]
+    assert all(sorted(order) == list(train) for order in orders)
+    assert len(set(map(tuple, orders))) == 5 and rows_of(42, 3) == orders[3]
+    assert rows_of(43, 0) != orders[0]
+
+
+def test_initialize_starts_afresh_and_keeps_the_compiled_step():
+    """The same weights twice, the optimizer as new, no second trace, the numbers of a new head."""
+    views, labels, rows = random_views(), np.arange(12) % 2, np.arange(12)
+    head, traces = build_head((2, 2, 4), 2), []
+    compile_model(head, 1e-3, **FAST)
+    compute = head.compute_loss
+    head.compute_loss = lambda *args, **named: traces.append(1) or compute(*args, **named)
+    results = []
+    for _ in range(2):
+        xray.initialize(head, 7)
+        start = head.get_weights()
+        assert all((variable.numpy() == 0).all() for variable in head.optimizer.variables[2:])
+        assert int(head.optimizer.iterations) == 0
+        assert float(head.optimizer.learning_rate) == pytest.approx(1e-3)
+        history = fit_head(head, views, labels, rows[:10])
+        results.append((start, history, head.get_weights(), head.train_function, len(traces)))
+    assert int(head.optimizer.iterations) == 4 * 5
+    new = build_head((2, 2, 4), 2)
+    compile_model(new, 1e-3, **FAST)
+    xray.initialize(new, 7)
+    results.append((new.get_weights(), fit_head(new, views, labels, rows[:10]), new.get_weights()))
+    for start, history, weights, *_ in results[1:]:
+        assert history == results[0][1]
+        for ours, theirs in zip([*start, *weights], [*results[0][0], *results[0][2]]):
+            np.testing.assert_array_equal(ours, theirs)  # to the bit
+    assert results[0][3] is results[1][3] and results[0][4] == results[1][4] > 0
+    xray.initialize(new, 8)
+    assert np.abs(new.get_weights()[0] - results[0][0][0]).max() > 0.01
+    bound = np.sqrt(6 / (16 + 256))  # Glorot uniform
+    assert 0.9 * bound < np.abs(new.get_weights()[0]).max() <= bound
+
+
+def test_features_repeat_and_views_differ(run, base, loaded, tmp_path):
+    """Two runs give the same features to the bit; plain ones are those of the images."""
+    images = loaded[0][:4]
+    first = run.extract_features(base, AUGMENTED, images, 2)
+    again = xray.Run("again", precision="float32", output=tmp_path / "again")
+    np.testing.assert_array_equal(first, again.extract_features(base, AUGMENTED, images, 2))
+    assert again.results["views_from_cache"] == 0 and np.abs(first[0] - first[1]).max() > 0.1
+    (plain,) = run.extract_features(base, ImageDataGenerator(rescale=1 / 255), images)
+    direct = base.predict(images.astype("float32") / 255, verbose=0)
     np.testing.assert_allclose(plain, direct, rtol=1e-3, atol=1e-3)
 
 
-def test_batches_go_through_each_view_once_an_epoch(nb):
-    features = np.arange(2 * 7).reshape(2, 7, 1).astype("float16")
-    batches = list(nb["batches_of_views"](features, np.arange(7), 3))
-    assert [len(labels) for _, labels in batches] == [7] * 3  # 7 images make one batch of at most 10
-    for epoch, (values, labels) in enumerate(batches):
-        assert sorted(labels.numpy()) == list(range(7))
-        np.testing.assert_array_equal(values[:, 0].numpy(), features[epoch % 2, labels.numpy(), 0])
-    assert list(batches[0][1].numpy()) != list(batches[2][1].numpy())  # each epoch has an order of its own
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_reduced_precision_keeps_the_features(base, loaded, precision):
+    """Half the bits stay within 1e-2 of the features' size; weights and Keras's policy stay float32."""
+    inputs = loaded[0][:4].astype("float32") / 255
+    exact = base.predict(inputs, verbose=0)
+    reduced = xray.reduced(base, precision)
+    half = reduced.predict(inputs, verbose=0).astype("float32")
+    error = np.linalg.norm(half - exact) / np.linalg.norm(exact)
+    assert 1e-5 < error < 1e-2, error
+    assert {weight.dtype for weight in reduced.get_weights()} == {np.dtype("float32")}
+    assert keras.config.dtype_policy().name == base.layers[1].dtype_policy.name == "float32"
 
 
-def test_three_flags_never_took_effect(nb, tree):
-    """Unfitted featurewise centring, standardising and whitening leave the batches as they are."""
-    without = ImageDataGenerator(rescale=1 / 255, **nb["ARTICLE_AUGMENTATION"])
+def test_two_devices_give_the_features_of_one(weights, tree, tmp_path):
+    """Extraction under MirroredStrategy on two logical CPU devices."""
+    code = """
+        import functools, sys
+        from pathlib import Path
+        import numpy as np
+        import xray
+        from xray import keras, tf
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        devices = ["CPU:0", "CPU:1"]
+        tf.distribute.MirroredStrategy = functools.partial(tf.distribute.MirroredStrategy, devices)
+        weights, tree, output = sys.argv[1:]
+        images = xray.load_images(Path(tree) / "two", 64)[0][:5]
+        base = keras.applications.VGG16(weights=weights, include_top=False, input_shape=(64, 64, 3))
+        datagen = xray.ImageDataGenerator(rescale=1 / 255, horizontal_flip=True)
+        run = xray.Run("test", precision="float32", output=Path(output))
+        one = np.array(run.extract_features(base, datagen, images, 2), float)
+        two_devices = xray.Run("test", precision="float32", output=Path(output))
+        two_devices.gpus = devices
+        two = np.array(two_devices.extract_features(base, datagen, images, 2), float)
+        (copy,) = two_devices.bases.values()
+        replicas = copy.distribute_strategy.num_replicas_in_sync
+        assert not two_devices.results["views_from_cache"]
+        print("RESULT", replicas, np.abs(one - two).max() / one.max())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), weights, tree, tmp_path]
+    environment = clean_environment(PYTHONPATH=str(ROOT / "notebooks"))
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    replicas, difference = done.stdout.partition("RESULT")[2].split()
+    assert int(replicas) == 2 and float(difference) <= 2e-3
+
+
+def test_three_flags_never_took_effect(tree):
+    """Unfitted featurewise centering, standardizing, and whitening leave the batches as they are."""
+    flags = ("featurewise_center", "featurewise_std_normalization", "zca_whitening")
+    options = dict(target_size=(SIZE, SIZE), batch_size=4, seed=42, class_mode="binary")
     with pytest.warns(UserWarning, match="feature-?wise|fit"):
-        literal = ImageDataGenerator(
-            rescale=1 / 255, featurewise_center=True, featurewise_std_normalization=True, zca_whitening=True, **nb["ARTICLE_AUGMENTATION"]
-        )
-        options = dict(target_size=(150, 150), batch_size=4, seed=42, class_mode="binary")
-        theirs, _ = literal.flow_from_directory(tree / "two" / "train", **options)[0]
-    ours, _ = without.flow_from_directory(tree / "two" / "train", **options)[0]
+        named = ImageDataGenerator(rescale=1 / 255, **dict.fromkeys(flags, True), **xray.ARTICLE_AUGMENTATION)
+        theirs, _ = named.flow_from_directory(tree / "two" / "train", **options)[0]
+    ours, _ = AUGMENTED.flow_from_directory(tree / "two" / "train", **options)[0]
     np.testing.assert_array_equal(theirs, ours)
 
 
-def test_split_and_pixels_are_those_of_flow_from_directory(nb, tree):
-    """The validation images are Keras's, and each decoded image is what flow_from_directory gives, within JPEG's rounding."""
-    images, labels, splits, files = nb["load_images"](tree / "two", nb["CLASS_NAMES"])
+def test_split_and_pixels_are_those_of_flow_from_directory(tree):
+    """Keras's validation images and its pixels at 150 x 150, within JPEG's rounding."""
+    images, table = xray.load_images(tree / "two")
     for split, subset in (("validation", "validation"), ("train", "training")):
         batches = ImageDataGenerator(validation_split=0.2).flow_from_directory(
             tree / "two" / "train",
@@ -94,87 +268,70 @@ def test_split_and_pixels_are_those_of_flow_from_directory(nb, tree):
             class_mode="binary",
             subset=subset,
         )
-        assert batches.filenames == ["/".join(path.parts[-2:]) for path, where in zip(files, splits) if where == split]
+        chosen = (table["split"] == split).to_numpy()
+        assert [f"train/{name}" for name in batches.filenames] == list(table["file"][chosen])
         pixels, classes = batches[0]
-        np.testing.assert_array_equal(classes, labels[splits == split])
-        assert np.abs(pixels - images[splits == split]).max() <= 2
+        np.testing.assert_array_equal(classes, table["label"][chosen])
+        assert np.abs(pixels - images[chosen]).max() <= 2
 
 
-def run_apart(code, *arguments):
-    """Run `code` in a process of its own, in tests/; returns what it printed."""
-    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT / "tests", env=clean_environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+def test_saved_model_is_float32_and_predicts_the_same(base, loaded, tmp_path, monkeypatch):
+    """The file holds float32 layers and gives the probabilities of memory; another file is a Problem."""
+    images = loaded[0][:5]
+    monkeypatch.delenv("PRECISION", raising=False)
+    run = xray.Run("test", precision="bfloat16", output=tmp_path)
+    (features,) = run.extract_features(base, ImageDataGenerator(rescale=1 / 255), images)
+    head = build_head(base.output_shape[1:], 1)
+    model, path = keras.Sequential([base, head]), tmp_path / "kept.keras"
+    probabilities = xray.predict_probabilities(head, features)
+    gap = xray.save_and_check(model, path, images, probabilities)
+    loaded_again = keras.models.load_model(path)
+    inputs = images.astype("float32") / 255
+    saved = xray.two_columns(loaded_again.predict(inputs, verbose=0))
+    np.testing.assert_array_equal(saved, xray.two_columns(model.predict(inputs, verbose=0)))
+    assert gap == pytest.approx(np.abs(saved - probabilities).max(), abs=1e-6) and 0 < gap < 0.02
+    flat = [layer for part in loaded_again.layers for layer in part.layers]
+    assert {layer.dtype_policy.name for layer in flat} == {"float32"}
+    other = keras.Sequential([base, build_head(base.output_shape[1:], 1)])
+    monkeypatch.setattr(xray.keras.models, "load_model", lambda _: other)
+    with pytest.raises(xray.Problem, match="does not predict"):
+        xray.save_and_check(model, path, images, probabilities)
 
 
-def test_two_devices_give_the_features_of_one(weights, tree, tmp_path):
-    """Extraction under MirroredStrategy on two logical CPU devices."""
-    printed = run_apart(
-        """
-        import sys
-        import numpy as np
-        import tensorflow as tf
-        tf.config.set_logical_device_configuration(
-            tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
-        import conftest
-        nb = conftest.load(conftest.BINARY, sys.argv[3])
-        images = nb["load_images"](conftest.Path(sys.argv[2]) / "two", nb["CLASS_NAMES"])[0][:5]
-        nb["conv_base"] = nb["load_conv_base"](sys.argv[1])
-        one = nb["extract_features"](images, {"horizontal_flip": True}, 2)
-        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-        with strategy.scope():
-            nb["conv_base"] = nb["load_conv_base"](sys.argv[1])
-        two = nb["extract_features"](images, {"horizontal_flip": True}, 2)
-        print(strategy.num_replicas_in_sync, np.abs(one.astype(float) - two.astype(float)).max(), one.max())
-    """,
-        weights,
-        tree,
-        tmp_path,
-    )
-    replicas, difference, largest = printed.split("\n")[-2].split()
-    assert int(replicas) == 2 and float(difference) <= 2e-3 * float(largest)
+@real_images
+def test_the_articles_own_images(tmp_path):
+    """The three and four test images that its shuffled generator draws, out of the article's own zip."""
+    with zipfile.ZipFile(SHARED / "data" / xray.ZIP_NAME) as zipped:
+        zipped.extractall(tmp_path, [name for name in zipped.namelist() if name.startswith("all/")])
+    _, table = xray.load_images(tmp_path / "all", 8)
+    three = xray.article_draw(tmp_path / "all", table, FOUR[:3])
+    four = xray.article_draw(tmp_path / "all", table, FOUR)
+    assert list(table["file"].iloc[three]) == [
+        "test/covid/ryct.2020200034.fig5-day7.jpeg",
+        "test/normal/NORMAL2-IM-1406-0001.jpeg",
+        "test/normal/NORMAL2-IM-1385-0001.jpeg",
+    ]
+    assert list(table["file"].iloc[four]) == [
+        "test/pneumonia_vir/person966_virus_1639.jpeg",
+        "test/normal/NORMAL2-IM-1406-0001.jpeg",
+        "test/pneumonia_bac/person1945_bacteria_4872.jpeg",
+        "test/pneumonia_vir/person961_virus_1634.jpeg",
+    ]
 
 
-def test_mixed_precision_keeps_the_features(ready, weights):
-    """What a GPU computes in half precision stays within 1e-2 of the features' size."""
-    nb, images, _ = ready
-    exact = nb["conv_base"].predict(images[:3] / 255.0, verbose=0)
-    half = nb["load_conv_base"](str(weights), "mixed_float16").predict(images[:3] / 255.0, verbose=0).astype("float32")
-    assert np.linalg.norm(half - exact) / np.linalg.norm(exact) < 1e-2
-    assert nb["keras"].config.dtype_policy().name == "float32"
-
-
-def test_saved_model_predicts_the_same_and_fine_tuning_moves_block5_only(ready, tmp_path, capsys):
-    nb, images, labels = ready
-    nb.update(OUTPUT=tmp_path, FINE_TUNE_EPOCHS=1)
-    model, _ = nb["build_model"](2)
-    nb["save_and_check"](model, "kept", images[:2])
-    assert "gives the same probabilities" in capsys.readouterr().out
-    splits = np.where(np.arange(len(images)) % 3 == 0, "validation", "train")
-    tuned = nb["fine_tune"](model, images, labels, splits)
-    moved = {
-        layer.name
-        for layer, was in zip(tuned.layers, model.layers)
-        if any(not np.array_equal(a, b) for a, b in zip(layer.get_weights(), was.get_weights()))
-    }
-    assert moved == {"block5_conv1", "block5_conv2", "block5_conv3"} | {layer.name for layer in model.layers[-2:]}
-    assert model.layers[15].name == "block5_conv1" and not model.layers[15].trainable
-
-
-def test_phantoms_can_be_learnt_but_not_trivially(weights, tmp_path):
-    """Four classes well above chance from unaugmented ImageNet features, and some mistakes left to make."""
+def test_phantoms_can_be_learned_but_not_trivially(weights, tmp_path):
+    """Four classes well above chance from ImageNet features, and some mistakes left to make."""
     import phantoms
-    from conftest import MULTI, load
 
     phantoms.write_tree(tmp_path / "phantoms", train=16, test=6)
-    nb = load(MULTI, tmp_path)
-    nb["conv_base"] = nb["load_conv_base"](str(weights))
-    folder = tmp_path / "phantoms" / "all"
-    images, labels, splits, _ = nb["load_images"](folder, nb["list_classes"](folder))
-    features = nb["extract_features"](images, {}, 1)
-    train = splits != "test"
-    _, head = nb["build_model"](4)
-    nb["train_head"](head, features[:, train], labels[train], 1e-4, 60)
-    accuracy = (nb["predict_probabilities"](head, features[0, ~train]).argmax(axis=1) == labels[~train]).mean()
-    assert 0.5 <= accuracy < 1, accuracy
+    images, table = xray.load_images(tmp_path / "phantoms" / "all")
+    base = keras.applications.VGG16(weights=str(weights), include_top=False, input_shape=(150, 150, 3))
+    run = xray.Run("test", output=tmp_path)
+    features = run.extract_features(base, ImageDataGenerator(rescale=1 / 255), images)
+    head, labels = build_head(base.output_shape[1:], 4), table["label"].to_numpy()
+    xray.initialize(head, 42)
+    compile_model(head, 1e-4, **FAST)
+    test = (table["split"] == "test").to_numpy()
+    fit_head(head, features, labels, np.flatnonzero(~test), epochs=60, batch_size=10)
+    predicted = xray.predict_probabilities(head, features[0][test]).argmax(axis=1)
+    assert 0.5 <= (predicted == labels[test]).mean() < 1
