@@ -577,8 +577,8 @@ def patients_of(folder: Path, files: Sequence[str]) -> list[str]:
     known, listing = dict(zip(ARTICLE["filename"], ARTICLE["patient"])), folder / "patients.csv"
     if listing.exists():
         try:
-            table = pd.read_csv(listing, dtype=str, encoding="utf-8")
-            known |= dict(zip(table["file"], table["patient"]))
+            table = pd.read_csv(listing, dtype=str, encoding="utf-8", keep_default_na=False)
+            known |= {file: patient for file, patient in zip(table["file"], table["patient"]) if patient}
         except (KeyError, ValueError) as error:
             raise Problem(f"{listing} needs the columns file and patient ({error}).") from None
     return [str(known.get(file, known.get(file.split("/")[-1], file))) for file in files]
@@ -913,11 +913,10 @@ class ViewSchedule(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Score the validation images on the view that this epoch trained on."""
         if self.validation is not None:
-            rows = self.validation
-            outputs = np.concatenate(outputs_of(self.model, self.views[epoch % len(self.views)][rows]))
-            truth = self.labels[rows]
-            logs["val_loss"] = float(self.model.compute_loss(y=tf.constant(truth), y_pred=tf.constant(outputs)))
-            logs["val_acc"] = float((two_columns(outputs).argmax(axis=1) == truth).mean())
+            view, truth = self.views[epoch % len(self.views)], tf.constant(self.labels[self.validation])
+            outputs = self.model(tf.constant(view[self.validation].astype(np.float32)))
+            logs["val_loss"] = float(self.model.compute_loss(y=truth, y_pred=outputs))
+            logs["val_acc"] = float((two_columns(outputs.numpy()).argmax(axis=1) == truth.numpy()).mean())
 
 
 def initialize(head: keras.Model, seed: int) -> None:
