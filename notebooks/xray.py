@@ -828,13 +828,13 @@ def view_features(
     One thread draws the next batch while the base runs: ImageDataGenerator seeds NumPy's global
     generator, so more threads would not repeat. `key` stands for base, datagen, and images in the cache.
     """
-    flow = datagen.flow(images, batch_size=32, shuffle=False, seed=seed)
 
     def batches() -> Iterator[np.ndarray]:
-        for index in range(len(flow)):
-            yield flow[index]
+        for number, start in enumerate(range(0, len(images), 32)):  # flow holds float32 copies: 32 at a time
+            part = images[start : start + 32]
+            yield datagen.flow(part, batch_size=32, shuffle=False, seed=seed + number)[0]
             if progress:
-                progress(min(32, len(images) - 32 * index))
+                progress(len(part))
 
     signature = tf.TensorSpec((None, *images.shape[1:]), tf.float32)
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(2)

@@ -1,11 +1,11 @@
-"""Measure speed and chance: the article's code, this project, and what the machine could do, in one run.
+"""Measure speed and chance: the article's code, this project, and what the machine could do.
 
-    python tests/bench.py [--parts ours head ...] [--seeds 5] [--heads 60] [--large 1000 3000 6000]
+    python tests/bench.py [--parts ours head] [--seeds 5] [--heads 60] [--large 1000 3000 6000]
 
 Reads the images that the lessons would read. Each measurement has a process of its own, with its peak
-memory, and is saved as it comes to output/bench.json, where the other parts of earlier runs stay.
-  precision     VGG16's forward pass and extraction with augmentation, float32 and bfloat16 in turns
-  literal       the article's code from the files, float32: the faster of two epochs, times its epochs
+memory, and is saved as it comes to output/bench.json, where other parts of earlier runs stay.
+  precision     VGG16's forward pass and extraction with augmentation, by precision, in turns
+  literal       the article's code, float32: the faster of two epochs, times its epochs
   ours          the same cases from the files to the trained heads, as the lessons do, no view kept
   augmentation  views a second of ImageDataGenerator on one core, no base beside it
   head          milliseconds a step, compiled and not, validated or not; the share of memory's speed
@@ -37,9 +37,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
-sys.path[:0] = [str(ROOT / "tests"), str(NOTEBOOKS), str(ROOT / "data")]
+sys.path[:0] = [str(NOTEBOOKS), str(ROOT / "data")]
 if "--part" in sys.argv:  # the process that only starts the others needs no TensorFlow
-    import conftest
     import phantoms
     import xray
     from sklearn.linear_model import LogisticRegression
@@ -50,57 +49,59 @@ if "--part" in sys.argv:  # the process that only starts the others needs no Ten
 
 FOUR = ["covid", "normal", "pneumonia_bac", "pneumonia_vir"]
 LESSONS = {"Binary": {"binary": FOUR[:2]}, "Multi": {"three": FOUR[:3], "four": FOUR}}
-RECIPES = {"binary": ("Binary", "article"), "multi": ("Multi", "article"), "multi_gentle": ("Multi", "gentle")}
+RECIPES = {
+    "binary": ("Binary", "article"),
+    "multi": ("Multi", "article"),
+    "multi_gentle": ("Multi", "gentle"),
+}
 FAST = {"jit_compile": True, "steps_per_execution": 1000}
-ROUNDS, COUNT = (int(os.environ.get(f"BENCH_{name}", n)) for name, n in (("ROUNDS", 5), ("IMAGES", 192)))
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", 5))
+COUNT = int(os.environ.get("BENCH_IMAGES", 192))
 
 
 def lesson(name):
     """Return the constants of a lesson's settings cell, and its generators, as a namespace."""
-    text = (NOTEBOOKS / f"Covid19_GradientCrescent_{name}.ipynb").read_text(encoding="utf-8")
+    path = NOTEBOOKS / f"Covid19_GradientCrescent_{name}.ipynb"
     constants = {"xray": xray, "GENTLE": {}}
-    for cell in json.loads(text)["cells"]:
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if "parameters" in cell["metadata"].get("tags", []) or source.startswith("GENTLE = "):
             exec(source, constants)
     for count in ("NUM_EPOCHS", "VIEWS_PER_IMAGE"):
         constants[count] = xray.whole_number(count, constants[count])
     recipes = {"article": xray.ARTICLE_AUGMENTATION, "gentle": constants["GENTLE"], "none": {}}
-    datagens = {name: ImageDataGenerator(rescale=1 / 255, **recipe) for name, recipe in recipes.items()}
-    return SimpleNamespace(**constants, datagens=datagens, tree="two" if name == "Binary" else "all")
+    datagens = {k: ImageDataGenerator(rescale=1 / 255, **recipe) for k, recipe in recipes.items()}
+    tree = "two" if name == "Binary" else "all"
+    return SimpleNamespace(**constants, datagens=datagens, tree=tree)
 
 
 def load(tree, folder=None):
-    """Return the images of a tree, and a namespace: folder, label, split, patient, and rows by split."""
+    """Return the images of a tree, and a namespace: folder, label, split, patient, rows by split."""
     folder = folder or xray.find_images(tree)
     images, table = xray.load_images(folder, class_names=FOUR[: 2 if tree == "two" else 4])
-    columns = {name: table[name].to_numpy() for name in ("label", "split", "patient")}
-    parts = {name: np.flatnonzero(table["split"] == name) for name in ("train", "validation", "test")}
-    return images, SimpleNamespace(folder=folder, **columns, **parts)
+    facts = {name: table[name].to_numpy() for name in ("label", "split", "patient")}
+    for split in ("train", "validation", "test"):
+        facts[split] = np.flatnonzero(table["split"] == split)
+    return images, SimpleNamespace(folder=folder, **facts)
 
 
 def load_base():
     """Return VGG16, frozen, for 150 x 150 pixels."""
-    shape = (150, 150, 3)
-    base = keras.applications.VGG16(weights=xray.find_weights(), include_top=False, input_shape=shape)
+    options = {"include_top": False, "input_shape": (150, 150, 3)}
+    base = keras.applications.VGG16(weights=xray.find_weights(), **options)
     base.trainable = False
     return base
 
 
-def build_model(n_classes, rate, first, **options):
-    """Return `first` (an input or the base) and the lessons' head, compiled; one sigmoid for two classes."""
+def build_model(n_classes, rate, first=None, **options):
+    """Return `first` (by default, features) and the lessons' head, compiled with `options`."""
     two = n_classes == 2
-    last = keras.layers.Dense(1 if two else n_classes, activation="sigmoid" if two else "softmax")
+    last = keras.layers.Dense(n_classes - two, activation="sigmoid" if two else "softmax")
     hidden = keras.layers.Flatten(), keras.layers.Dense(256, activation="relu")
-    model = keras.Sequential([first, *hidden, last])
+    model = keras.Sequential([first or keras.Input((4, 4, 512)), *hidden, last])
     loss = "binary_crossentropy" if two else "sparse_categorical_crossentropy"
     model.compile(keras.optimizers.Adam(rate), loss, metrics=["acc"], **options)
     return model
-
-
-def build_head(n_classes, rate):
-    """Return a head for features, compiled as in the lessons."""
-    return build_model(n_classes, rate, keras.Input((4, 4, 512)), **FAST)
 
 
 def train(head, views, labels, rows, epochs, seed=42, validation=None):
@@ -111,9 +112,9 @@ def train(head, views, labels, rows, epochs, seed=42, validation=None):
     return head
 
 
-def predict(head, features):
-    """Return the predicted label of each row of features."""
-    return xray.predict_probabilities(head, features).argmax(axis=1)
+def accuracy(head, features, labels):
+    """Return the share of rows of features that the head predicts right."""
+    return float((xray.predict_probabilities(head, features).argmax(axis=1) == labels).mean())
 
 
 def medians(calls, rounds=ROUNDS):
@@ -134,11 +135,11 @@ def exponent(seconds):
 
 
 def measure_precision():
-    """Seconds an image of the forward pass by batch size, and of extraction; error of the features."""
+    """Seconds an image of the forward pass by batch size, and of extraction; the features' error."""
     images, base = np.resize(load("two")[0], (COUNT, 150, 150, 3)), load_base()
     inputs, datagen = (images / 255).astype(np.float32), lesson("Binary").datagens["article"]
-    names = sorted({"bfloat16", "float32", xray.choose_precision()})
-    bases, calls = {name: xray.reduced(base, name) for name in names}, {}
+    names, sizes, calls = {"bfloat16", "float32", xray.choose_precision()}, (16, 32, 64), {}
+    bases = {name: xray.reduced(base, name) for name in sorted(names)}
 
     def forward(network, size):
         step = tf.function(lambda batch: network(batch, training=False))
@@ -146,62 +147,61 @@ def measure_precision():
         return lambda: [step(tf.constant(inputs[k : k + size])).numpy() for k in starts]
 
     for name, network in bases.items():
-        calls |= {f"{name} {size}": forward(network, size) for size in (16, 32, 64)}
-        arguments = network, datagen, images, 42, name, None
-        calls[f"{name} extraction"] = lambda a=arguments: xray.view_features(*a)
+        calls |= {f"{name} {size}": forward(network, size) for size in sizes}
+        view = network, datagen, images, 42, name, None
+        calls[f"{name} extraction"] = lambda view=view: xray.view_features(*view)
     seconds = {name: value / COUNT for name, value in medians(calls).items()}
-    best = {name: min(seconds[f"{name} {size}"] for size in (16, 32, 64)) for name in names}
-    exact, errors = bases["float32"].predict(inputs, verbose=0), {}
-    for name, network in bases.items():
-        off = network.predict(inputs, verbose=0).astype(np.float32) - exact
-        errors[name] = float(np.linalg.norm(off) / np.linalg.norm(exact))
+    best = {name: min(seconds[f"{name} {size}"] for size in sizes) for name in bases}
+    outputs = {k: np.float32(network.predict(inputs, verbose=0)) for k, network in bases.items()}
+    exact = outputs["float32"]
+    errors = {k: np.linalg.norm(v - exact) / np.linalg.norm(exact) for k, v in outputs.items()}
     return {"seconds_an_image": seconds, "best": best, "relative_error": errors}
 
 
 def measure_literal(case):
-    """Seconds of the article's code: the faster of two epochs after one to warm up, times its epochs."""
-    name = "Binary" if case == "binary" else "Multi"
-    settings, names, ticks = lesson(name), LESSONS[name][case], []
+    """The article's code: the faster of two epochs after one to warm up, times its epochs."""
+    name, ticks = "Binary" if case == "binary" else "Multi", []
+    settings, names = lesson(name), LESSONS[name][case]
     flags = ("featurewise_center", "featurewise_std_normalization", "zca_whitening")
     recipe = xray.ARTICLE_AUGMENTATION | dict.fromkeys(flags, True)
     datagen = ImageDataGenerator(rescale=1 / 255, validation_split=0.2, **recipe)
-    mode = {"class_mode": "binary" if case == "binary" else "sparse", "classes": names}
-    options = {"target_size": (150, 150), "batch_size": 10, "seed": 42, **mode}
-    folder = xray.find_images(settings.tree) / "train"
-    flow, held_out = (
-        datagen.flow_from_directory(folder, subset=part, **options) for part in ("training", "validation")
-    )
+    options = {"target_size": (150, 150), "batch_size": 10, "seed": 42, "classes": names}
+    options["class_mode"] = "binary" if case == "binary" else "sparse"
+    folder, subsets = xray.find_images(settings.tree) / "train", ("training", "validation")
+    flow, held_out = (datagen.flow_from_directory(folder, subset=k, **options) for k in subsets)
     model = build_model(len(names), settings.LEARNING_RATE, load_base())
-    tick = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: ticks.append(time.perf_counter()))
+    note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: ticks.append(time.perf_counter()))
     # One epoch to warm up, two that are timed, and one whose beginning is the end of the last.
-    model.fit(flow, validation_data=held_out, epochs=4, verbose=0, callbacks=[tick])
+    model.fit(flow, validation_data=held_out, epochs=4, verbose=0, callbacks=[note])
     timed = np.diff(ticks)[1:].tolist()
     return {"timed_epochs": timed, "seconds": min(timed) * settings.NUM_EPOCHS}
 
 
 def train_recipe(name, run):
-    """Run a recipe from the files to its trained heads; returns seconds by part, and test accuracies."""
-    settings, base, begin = lesson(RECIPES[name][0]), load_base(), time.perf_counter()
+    """Run a recipe from the files to its trained heads; seconds by part, and test accuracies."""
+    lesson_name, recipe = RECIPES[name]
+    settings, base, ticks, steps = lesson(lesson_name), load_base(), [time.perf_counter()], 0
     images, data = load(settings.tree)
-    loaded, (lesson_name, recipe) = time.perf_counter(), RECIPES[name]
+    ticks.append(time.perf_counter())
     views = min(settings.VIEWS_PER_IMAGE, settings.NUM_EPOCHS, 8 if recipe == "gentle" else 999)
-    learn = np.flatnonzero(data.split != "test")  # training reads no more, here as in the article's code
+    learn = np.flatnonzero(data.split != "test")  # the article's code reads no more in training
     features = run.extract_features(base, settings.datagens[recipe], images[learn], views)
-    extracted, heads, steps, labels, test = time.perf_counter(), {}, 0, data.label[learn], {}
+    ticks.append(time.perf_counter())
+    labels, split, heads, test = data.label[learn], data.split[learn], {}, {}
     for case, names in LESSONS[lesson_name].items():
-        in_case, split = labels < len(names), data.split[learn]
-        rows, held_out = (np.flatnonzero(in_case & (split == part)) for part in ("train", "validation"))
-        heads[case] = build_head(len(names), settings.LEARNING_RATE)
+        rows = np.flatnonzero((labels < len(names)) & (split == "train"))
+        held_out = np.flatnonzero((labels < len(names)) & (split == "validation"))
+        heads[case] = build_model(len(names), settings.LEARNING_RATE, **FAST)
         train(heads[case], features, labels, rows, settings.NUM_EPOCHS, validation=held_out)
         steps += -(-len(rows) // 10) * settings.NUM_EPOCHS
-    done, tested = time.perf_counter(), data.label[data.test]
+    ticks.append(time.perf_counter())
     (plain,) = run.extract_features(base, settings.datagens["none"], images[data.test])
     for case, names in LESSONS[lesson_name].items():
-        rows = tested < len(names)
-        test[case] = float((predict(heads[case], plain[rows]) == tested[rows]).mean())
-    parts = {"images": loaded - begin, "features": extracted - loaded, "heads": done - extracted}
-    facts = {"views": views, "forward_passes": len(learn) * views, "precision": run.precision, "test": test}
-    return {**parts, "seconds": done - begin, "head_step": (done - extracted) / steps, **facts}
+        rows = data.label[data.test] < len(names)
+        test[case] = accuracy(heads[case], plain[rows], data.label[data.test][rows])
+    found = dict(zip(("images", "features", "heads"), np.diff(ticks)))
+    found |= {"seconds": ticks[-1] - ticks[0], "head_step": found["heads"] / steps, "views": views}
+    return found | {"forward_passes": len(learn) * views, "precision": run.precision, "test": test}
 
 
 def measure_ours(name, precision):
@@ -215,29 +215,29 @@ def measure_augmentation():
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     images, datagens = np.resize(load("two")[0], (COUNT, 150, 150, 3)), lesson("Multi").datagens
-    flows = {name: datagen.flow(images, batch_size=32, seed=42) for name, datagen in datagens.items()}
-    calls = {name: lambda flow=flow: [flow[k] for k in range(len(flow))] for name, flow in flows.items()}
-    return {"views_a_second": {name: COUNT / seconds for name, seconds in medians(calls).items()}}
+    flows = {k: datagen.flow(images, batch_size=32, seed=42) for k, datagen in datagens.items()}
+    calls = {k: lambda f=flow: [f[k] for k in range(len(f))] for k, flow in flows.items()}
+    return {"views_a_second": {k: COUNT / seconds for k, seconds in medians(calls).items()}}
 
 
 def measure_head(epochs=20):
     """Milliseconds a step of the four-class head, six ways, and the share of memory's bandwidth."""
-    rng, rows, calls = np.random.default_rng(0), np.arange(54, 270), {}
-    views = [np.maximum(rng.standard_normal((270, 4, 4, 512)), 0).astype(np.float16) for _ in range(8)]
+    rng, rows, calls, extra = np.random.default_rng(0), np.arange(54, 270), {}, {}
+    views = [np.float16(np.maximum(rng.standard_normal((270, 4, 4, 512)), 0)) for _ in range(8)]
     labels, steps = rng.integers(0, 4, 270), -(-len(rows) // 10) * epochs
-    held_out = views[0][:54].astype(np.float32), labels[:54]
-    by_fit = {"validation_data": held_out, "validation_batch_size": 54}
+    by_fit = {"validation_data": (np.float32(views[0][:54]), labels[:54]), "validation_batch_size": 54}
 
     def fit(options, validation, extra):
-        head = build_model(4, 1e-4, keras.Input((4, 4, 512)), **options)
+        head = build_model(4, 1e-4, **options)
         plan = xray.ViewSchedule(views, labels, rows, validation)
-        return lambda: head.fit(plan.batches, epochs=epochs, callbacks=[plan], verbose=0, **extra)
+        options = {"epochs": epochs, "callbacks": [plan], "verbose": 0, **extra}
+        return lambda: head.fit(plan.batches, **options)
 
     for name, options in (("compiled", FAST), ("auto", {"jit_compile": "auto"})):
         calls[name] = fit(options, None, {})
         calls[f"{name}, validated by the schedule"] = fit(options, np.arange(54), {})
         calls[f"{name}, validated by fit"] = fit(options, None, by_fit)
-    found = {name: 1000 * seconds / steps for name, seconds in medians(calls, min(ROUNDS, 3)).items()}
+    found = {name: 1000 * value / steps for name, value in medians(calls, min(ROUNDS, 3)).items()}
     a, b, c = (np.ones((2, 2**25), np.float32) for _ in range(3))  # 268 MB each, a half a thread
 
     def triad(k):
@@ -246,16 +246,17 @@ def measure_head(epochs=20):
 
     with ThreadPoolExecutor(2) as pool:
         works = {"copy": lambda k: np.copyto(a[k], b[k]), "triad": triad}
-        timed = medians({name: lambda work=work: list(pool.map(work, (0, 1))) for name, work in works.items()})
-    speed = {name: passes * a.nbytes / timed[name] / 1e9 for name, passes in (("copy", 2), ("triad", 5))}
-    moved = 9 * 4 * build_head(4, 1e-4).count_params() / 1e9  # weights, gradient, moments: 5 reads, 4 writes
-    share = moved / (found["compiled"] / 1000) / max(speed.values())
-    return {"ms_a_step": found, "gigabytes_a_second": speed, "gigabytes_a_step": moved, "share": share}
+        timed = medians({k: lambda w=work: list(pool.map(w, (0, 1))) for k, work in works.items()})
+    speed = {k: passes * a.nbytes / timed[k] / 1e9 for k, passes in (("copy", 2), ("triad", 5))}
+    moved = 9 * 4 * build_model(4, 1e-4).count_params() / 1e9  # weights, gradient, two moments
+    extra = {"gigabytes_a_second": speed, "gigabytes_a_step": moved}
+    return {"ms_a_step": found, **extra, "share": moved / found["compiled"] * 1000 / max(speed.values())}
 
 
 def measure_growth():
     """Seconds from the files to the trained head at 100, 200, and 400 phantoms."""
-    base, datagen, head, seconds = load_base(), lesson("Multi").datagens["article"], build_head(4, 1e-4), {}
+    base, datagen = load_base(), lesson("Multi").datagens["article"]
+    head, seconds = build_model(4, 1e-4, **FAST), {}
     for count in (40, 100, 200, 400):  # the first warms up
         with tempfile.TemporaryDirectory() as scratch:
             phantoms.write_tree(Path(scratch), train=count // 4 - 1, test=1)
@@ -271,25 +272,24 @@ def measure_growth():
 def measure_second():
     """Multi's features and heads without the cache, with an empty one, and a second time."""
     with tempfile.TemporaryDirectory() as scratch:
-        cached, runs = xray.from_cache, [xray.Run("bench", output=Path(scratch)) for _ in range(3)]
-        xray.from_cache = lambda stored, *call: xray.view_features(*call)[0]
-        found = {"without": train_recipe("multi", runs[0])}
-        xray.from_cache = cached
-        found |= {"first": train_recipe("multi", runs[1]), "second": train_recipe("multi", runs[2])}
-    return {name: {part: run[part] for part in ("features", "heads", "seconds")} for name, run in found.items()}
+        cached, found = xray.from_cache, {}
+        for name in ("without", "first", "second"):
+            uncached = name == "without"
+            xray.from_cache = (lambda _, *call: xray.view_features(*call)[0]) if uncached else cached
+            figures = train_recipe("multi", xray.Run("bench", output=Path(scratch) / str(uncached)))
+            found[name] = {part: figures[part] for part in ("features", "heads", "seconds")}
+    return found
 
 
 def run_notebook(folder, name, output, **settings):
-    """Execute a notebook of `folder`/notebooks; returns its seconds, and exits where a cell fails."""
-    names = "COVID_XRAY_DATA", "VGG16_WEIGHTS", "NUM_EPOCHS", "VIEWS_PER_IMAGE", "PRECISION"
-    kept = {name: os.environ[name] for name in names if name in os.environ}
+    """Execute a notebook of `folder`/notebooks; returns its seconds, and fails where a cell does."""
+    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute"]
+    command += ["--ExecutePreprocessor.timeout=-1", "--log-level=ERROR", f"--output-dir={output}"]
     path = Path(folder) / "notebooks" / f"Covid19_GradientCrescent_{name}.ipynb"
-    settings, begin = {**kept, "COVID_XRAY_OUTPUT": str(output), **settings}, time.perf_counter()
-    cells = conftest.execute(path, path.parent, output, **settings)
-    seconds = time.perf_counter() - begin
-    if errors := conftest.outputs_of(cells, "error"):
-        sys.exit(f"{path}: {errors[0]}")
-    return seconds
+    environment = os.environ | {"COVID_XRAY_OUTPUT": str(output), **settings}
+    begin = time.perf_counter()
+    subprocess.run([*command, str(path)], env=environment, stdout=sys.stderr, check=True)
+    return time.perf_counter() - begin
 
 
 def measure_large(count):
@@ -306,188 +306,191 @@ def measure_large(count):
 
 def measure_notebooks(name, revision, rounds):
     """Seconds of a whole notebook: that of `revision`, now, and now a second time, in turns."""
-    os.environ.setdefault("COVID_XRAY_DATA", str(xray.find_images("all").resolve().parent))
+    os.environ["COVID_XRAY_DATA"] = str(xray.find_images("all").resolve().parent)
     if (weights := xray.find_weights()) not in (None, "imagenet"):
         os.environ["VGG16_WEIGHTS"] = str(Path(weights).resolve())
-    archive = subprocess.run(["git", "archive", revision], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    archive = subprocess.run(["git", "archive", revision], cwd=ROOT, capture_output=True, check=True)
     timed = defaultdict(list)
     for _ in range(int(rounds)):
         with tempfile.TemporaryDirectory() as scratch:
-            tarfile.open(fileobj=io.BytesIO(archive.stdout)).extractall(scratch, filter="data")
-            for key, folder, output in (("before", scratch, "a"), ("now", ROOT, "b"), ("second", ROOT, "b")):
-                timed[key].append(run_notebook(folder, name, Path(scratch) / output))
-    seconds = {key: float(np.median(values)) for key, values in timed.items()}
-    ratios = {"now_to_before": seconds["now"] / seconds["before"], "second_to_now": seconds["second"] / seconds["now"]}
-    return {"seconds": seconds, **ratios, "all": timed, "revision": revision}
+            tarfile.open(fileobj=io.BytesIO(archive.stdout)).extractall(scratch)
+            for key, folder in (("before", scratch), ("now", ROOT), ("second", ROOT)):
+                output = Path(scratch) / ("old" if key == "before" else "new")
+                timed[key].append(run_notebook(folder, name, output))
+    before, now, second = (float(np.median(values)) for values in timed.values())
+    return {"now_to_before": now / before, "second_to_now": second / now, "seconds": timed}
 
 
-def pools_of_views(precision, pool):
-    """Return all that seeds and heads draw from: data, pools of views by recipe, the controls' features.
+def draw_from(pool, views, seed):
+    """Return `views` of the pool, drawn with `seed`."""
+    return [pool[k] for k in np.random.default_rng(seed).permutation(len(pool))[:views]]
+
+
+def load_pools(precision, pool):
+    """Return data, pools of views by recipe, controls, and the features of controls and of frames.
 
     The views are kept beside bench.json, so that a run that broke off goes on.
     """
     settings, base, (images, data) = lesson("Multi"), load_base(), load("all")
     run = xray.Run("bench", precision=precision, output=Path(os.environ["COVID_XRAY_OUTPUT"]))
+
+    def extract(recipe, some, views=1):
+        return run.extract_features(base, settings.datagens[recipe], some, views)
+
     counts = {"none": 1, "gentle": 16, "article": int(pool)}
-    pools = {k: run.extract_features(base, settings.datagens[k], images, n) for k, n in counts.items()}
-    controls, hidden = xray.find_controls(data.folder.parent), images[data.label < 2].copy()
-    hidden[:, 7:143, 7:143] = 0  # the central 90% of height and width
+    pools = {recipe: extract(recipe, images, views) for recipe, views in counts.items()}
+    controls, frames = xray.find_controls(data.folder.parent), images[data.label < 2].copy()
+    frames[:, 7:143, 7:143] = 0  # the central 90% of height and width
     pictures = xray.read_images(controls["file"], 150)
-    rest = [run.extract_features(base, settings.datagens["none"], some)[0] for some in (pictures, hidden)]
-    return data, pools, controls, *rest
+    return data, pools, controls, extract("none", pictures)[0], extract("none", frames)[0]
 
 
-def drawn(pool, views, seed):
-    """Return `views` of the pool, drawn with `seed`."""
-    return [pool[k] for k in np.random.default_rng(seed).permutation(len(pool))[:views]]
+def score_binary(head, data, plain, controls, control_features):
+    """Return a binary head's test accuracy, and for how many controls it predicts COVID-19."""
+    test, found = data.test[data.label[data.test] < 2], {}
+    found["test"] = accuracy(head, plain[test], data.label[test])
+    predicted = xray.predict_probabilities(head, control_features).argmax(axis=1)
+    scored = xray.score_controls(controls, np.array(FOUR)[predicted])
+    found["controls"], clear = scored["called_covid"], scored["no_finding"]["called_covid"]
+    return found | {"controls with no finding": clear}
 
 
-def summary(values):
-    """Return mean, standard deviation, and all values."""
-    return {"mean": np.mean(values), "sd": np.std(values, ddof=1) if len(values) > 1 else 0.0, "values": values}
-
-
-def score_binary(head, pools, data, controls, control_features, found):
-    """Add a binary head's test accuracy, and its controls called COVID-19, to the lists in `found`."""
-    test = data.test[data.label[data.test] < 2]
-    found["test"].append((predict(head, pools["none"][0][test]) == data.label[test]).mean())
-    scored = xray.score_controls(controls, np.array(FOUR)[predict(head, control_features)])
-    found["controls_called_covid"].append(scored["called_covid"])
-    found["no_finding_called_covid"].append(scored["no_finding"]["called_covid"])
+def summarize(found):
+    """Return mean, standard deviation, and values of each list of values."""
+    spread = {name: np.std(values, ddof=1) if len(values) > 1 else 0 for name, values in found.items()}
+    return {k: {"mean": np.mean(v), "sd": spread[k], "values": v} for k, v in found.items()}
 
 
 def measure_seeds(count, precision, pool):
-    """Accuracies over seeds: the test set by views, folds by patient, and the like-for-like tasks."""
-    data, pools, controls, control_features, hidden = pools_of_views(precision, pool)
-    binary, multi, found = lesson("Binary"), lesson("Multi"), defaultdict(list)
-    (plain,), labels, patients = pools["none"], data.label, data.patient
-    heads = {2: build_head(2, binary.LEARNING_RATE)}
-    heads |= {n: build_head(n, multi.LEARNING_RATE) for n in (3, 4)}
+    """Accuracies over seeds: on the test set by views, in folds by patient, and like for like."""
+    data, pools, controls, control_features, frames = load_pools(precision, pool)
+    (plain,), labels, patients, found = pools["none"], data.label, data.patient, defaultdict(list)
+    settings = {n: lesson("Binary" if n == 2 else "Multi") for n in (2, 3, 4)}
+    heads = {n: build_model(n, settings[n].LEARNING_RATE, **FAST) for n in settings}
     covid, two = labels == 0, labels < 2
-    people = np.append(patients[covid], controls["patient"])
-    adults = np.concatenate([plain[covid], control_features]), np.arange(len(people)) >= covid.sum(), people
-    tasks = {"children": (plain[two], labels[two], patients[two]), "adults": adults}
-    tasks["children_blackout"] = hidden, labels[two], patients[two]
+    adults = np.concatenate([plain[covid], control_features])
+    people, is_control = np.append(patients[covid], controls["patient"]), np.arange(len(adults)) >= covid.sum()
+    tasks = {
+        "children": (plain[two], labels[two], patients[two]),
+        "children_blackout": (frames, labels[two], patients[two]),
+        "adults": (adults, is_control.astype(int), people),
+    }
     logistic = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    pooled = np.asarray(plain, float).mean(axis=(1, 2))
     for seed in range(1000, 1000 + int(count)):
-        for n, settings in ((2, binary), (3, multi), (4, multi)):
-            ours = {"fresh": ("article", settings.NUM_EPOCHS), "ours": ("article", settings.VIEWS_PER_IMAGE)}
-            rows, test = data.train[labels[data.train] < n], data.test[labels[data.test] < n]
-            for name, (source, views) in (ours | {"gentle": ("gentle", 8), "none": ("none", 1)}).items():
-                chosen, scores = drawn(pools[source], views, seed), defaultdict(list)
-                head = train(heads[n], chosen, labels, rows, settings.NUM_EPOCHS, seed)
+        for n, (epochs, ours) in {n: (s.NUM_EPOCHS, s.VIEWS_PER_IMAGE) for n, s in settings.items()}.items():
+            rows, test = (part[labels[part] < n] for part in (data.train, data.test))
+            recipes = {"new": ("article", epochs), "ours": ("article", ours)}
+            for name, (recipe, views) in {**recipes, "gentle": ("gentle", 8), "none": ("none", 1)}.items():
+                head = train(heads[n], draw_from(pools[recipe], views, seed), labels, rows, epochs, seed)
+                scored = {"test": accuracy(head, plain[test], labels[test])}
                 if n == 2:
-                    score_binary(head, pools, data, controls, control_features, scores)
-                else:
-                    scores["test"].append((predict(head, plain[test]) == labels[test]).mean())
-                for key, values in scores.items():
-                    found[f"{key}/{n}/{name}"] += values
-        folds, pooled = xray.grouped_folds(labels, patients, seed), np.asarray(plain, float).mean(axis=(1, 2))
-        for name, views in (("article", multi.VIEWS_PER_IMAGE), ("gentle", 8), ("none", 1)):
-            chosen, guesses = drawn(pools[name], views, seed), np.zeros(len(labels), int)
+                    scored = score_binary(head, data, plain, controls, control_features)
+                for key, value in scored.items():
+                    found[f"{key}, {n} classes, {name}"].append(value)
+        folds = xray.grouped_folds(labels, patients, seed)
+        for recipe, views in (("article", settings[4].VIEWS_PER_IMAGE), ("gentle", 8), ("none", 1)):
+            chosen, right = draw_from(pools[recipe], views, seed), 0
             for rows, out in folds:
-                head = train(heads[4], chosen, labels, rows, multi.NUM_EPOCHS, seed)
-                guesses[out] = predict(head, plain[out])
-            found[f"grouped_cv/4/{name}"].append((guesses == labels).mean())
-        found["grouped_cv/4/logistic"].append((cross_val_predict(logistic, pooled, labels, cv=folds) == labels).mean())
+                head = train(heads[4], chosen, labels, rows, settings[4].NUM_EPOCHS, seed)
+                right += len(out) * accuracy(head, plain[out], labels[out])
+            found[f"cross-validated, 4 classes, {recipe}"].append(right / len(labels))
+        guesses = cross_val_predict(logistic, pooled, labels, cv=folds)
+        found["cross-validated, 4 classes, logistic"].append((guesses == labels).mean())
         for name, (features, truth, people) in tasks.items():
             probabilities = np.zeros((len(truth), 2))
             for rows, out in xray.grouped_folds(truth, people, seed):
-                head = train(heads[2], [features], truth, rows, binary.NUM_EPOCHS, seed)
+                head = train(heads[2], [features], truth, rows, settings[2].NUM_EPOCHS, seed)
                 probabilities[out] = xray.predict_probabilities(head, features[out])
-            found[f"like_for_like/{name}"].append((probabilities.argmax(axis=1) == truth).mean())
-            found[f"like_for_like_auc/{name}"].append(xray.roc_auc_score(truth == 0, probabilities[:, 0]))
-    return {name: summary(values) for name, values in found.items()}
+            found[f"like for like, {name}"].append((probabilities.argmax(axis=1) == truth).mean())
+            auc = xray.roc_auc_score(truth == 0, probabilities[:, 0])
+            found[f"like for like, {name}, area under the ROC curve"].append(auc)
+    return summarize(found)
 
 
 def measure_heads(count, pool):
-    """What `count` binary heads, each with its own views, order, and weights, predict for the controls."""
-    data, pools, controls, control_features, _ = pools_of_views("auto", pool)
+    """What `count` binary heads predict: each has its own views, order of images, and weights."""
+    data, pools, controls, control_features, _ = load_pools("auto", pool)
     settings, found = lesson("Binary"), defaultdict(list)
-    head, rows = build_head(2, settings.LEARNING_RATE), data.train[data.label[data.train] < 2]
+    head = build_model(2, settings.LEARNING_RATE, **FAST)
+    rows = data.train[data.label[data.train] < 2]
     for seed in range(int(count)):
-        views = drawn(pools["article"], settings.VIEWS_PER_IMAGE, seed)
+        views = draw_from(pools["article"], settings.VIEWS_PER_IMAGE, seed)
         train(head, views, data.label, rows, settings.NUM_EPOCHS, seed)
-        score_binary(head, pools, data, controls, control_features, found)
-    return {name: summary(values) for name, values in found.items()}
+        scored = score_binary(head, data, pools["none"][0], controls, control_features)
+        for key, value in scored.items():
+            found[key].append(value)
+    return summarize(found)
 
 
-def table(bench):
-    """Yield the lines of the one table: recipes with their ratios, which are added, then the rest."""
-    if "literal" in bench and "ours" in bench:
-        yield f"{'':23}{'literal s':>10}{'ours s':>8}{'ratio':>7}{'to limit':>9}{'step ms':>8}{'peak GiB':>9}  test"
+def add_ratios(bench):
+    """Add to ours how much slower the article's code is, and the share that VGG16 alone would take."""
+    limits = bench.get("precision", {}).get("", {}).get("best", {})
     for name, ours in bench.get("ours", {}).items():
-        cases = LESSONS[RECIPES[name.split()[0]][0]]
-        if not set(cases) <= set(bench.get("literal", {})):
-            continue
-        literal = sum(bench["literal"][case]["seconds"] for case in cases)
-        ours["literal_over_ours"] = literal / ours["seconds"]
-        limit = bench.get("precision", {}).get("", {}).get("best", {}).get(ours["precision"], np.nan)
-        ours["ours_over_limit"] = ours["seconds"] / (ours["forward_passes"] * limit)
-        yield (
-            f"{name:23}{literal:10.0f}{ours['seconds']:8.0f}{ours['literal_over_ours']:7.1f}"
-            f"{ours['ours_over_limit']:9.2f}{1000 * ours['head_step']:8.1f}{ours['peak_gib']:9.2f}  {ours['test']}"
-        )
-    for part in sorted(bench.keys() - {"literal", "ours", "cores"}):
-        for argument, figures in bench[part].items():
-            for key, value in figures.items():
-                shown = value if not isinstance(value, dict) else {k: v for k, v in value.items() if k != "values"}
-                text = json.dumps(shown, default=float)
-                yield f"{part} {argument} {key}: {text}"
+        literal = [bench.get("literal", {}).get(case) for case in ours["test"]]
+        if all(literal):
+            ours["literal_over_ours"] = sum(run["seconds"] for run in literal) / ours["seconds"]
+        if ours["precision"] in limits:
+            forward = ours["forward_passes"] * limits[ours["precision"]]
+            ours["ours_over_limit"] = ours["seconds"] / forward
     if len(large := bench.get("large", {})) > 1:
-        yield f"large: exponent {exponent({n: run['seconds'] for n, run in large.items()}):.2f}"
+        seconds = {n: run["seconds"] for n, run in large.items() if n.isdigit()}
+        large["exponent"] = {"exponent": exponent(seconds)}
+
+
+def table(figures, path=""):
+    """Yield a line for each number, by its path; of lists, what is summarized elsewhere is left out."""
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            yield from table(value, f"{path} {name}".strip() if name else path)
+        elif not isinstance(value, list):
+            yield f"{path + ' ' + name:90} {value:.4g}" if not isinstance(value, str) else f"{path} {name} {value}"
 
 
 def main():
-    """Read the command line, start one process a measurement, save each, and print the table."""
+    """Read the command line, start a process for each measurement, save each, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", help="only these")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "bench.json")
-    parser.add_argument("--large", type=int, nargs="+", default=[])
-    parser.add_argument("--seeds", type=int, default=0)
-    parser.add_argument("--heads", type=int, default=0)
-    parser.add_argument("--pool", type=int, default=100, help="views that seeds and heads draw from")
+    parser.add_argument("--large", type=int, nargs="+", default=[], help="numbers of phantoms")
+    for name, default in (("seeds", 0), ("heads", 0), ("pool", 100), ("rounds", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--revision", default="ee045e0", help="the notebooks to compare with")
-    parser.add_argument("--rounds", type=int, default=1, help="of whole notebooks")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
         os.chdir(NOTEBOOKS)
-        name, *arguments = options.part
-        figures = globals()[f"measure_{name}"](*arguments)
+        name, *words = options.part
+        figures = globals()[f"measure_{name}"](*words)
         figures["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print("\n" + json.dumps(figures, default=xray.as_plain))
         return
-    plan = {
-        "precision": [()],
-        "literal": [(case,) for cases in LESSONS.values() for case in cases],
-        "ours": [(name, precision) for name in RECIPES for precision in ("auto", "float32")],
-        "augmentation": [()],
-        "head": [()],
-        "growth": [()],
-        "second": [()],
-        "large": [(count,) for count in options.large],
-        "notebooks": [(name, options.revision, options.rounds) for name in LESSONS],
-        "seeds": [(options.seeds, name, options.pool) for name in ("auto", "float32") if options.seeds],
-        "heads": [(options.heads, options.pool)] if options.heads else [],
-    }
+    once, seeds, precisions = [()], options.seeds, ("auto", "float32")
+    plan = dict.fromkeys(("precision", "augmentation", "head", "growth", "second"), once)
+    plan["literal"] = [(case,) for cases in LESSONS.values() for case in cases]
+    plan["ours"] = [(name, precision) for name in RECIPES for precision in precisions]
+    plan["large"] = [(count,) for count in options.large]
+    plan["notebooks"] = [(name, options.revision, options.rounds) for name in LESSONS]
+    plan["seeds"] = [(seeds, precision, options.pool) for precision in precisions if seeds]
+    plan["heads"] = [(options.heads, options.pool)] if options.heads else []
     output = options.output.resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
     bench = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
-    bench["cores"], environment = os.cpu_count(), os.environ | {"COVID_XRAY_OUTPUT": str(output.parent)}
+    environment = os.environ | {"COVID_XRAY_OUTPUT": str(output.parent)}
     for name in ("COVID_XRAY_DATA", "VGG16_WEIGHTS"):  # the measurements run in notebooks/
-        if Path(os.environ.get(name, "")).exists() and name in os.environ:
+        if Path(os.environ.get(name) or "/nowhere").exists():
             environment[name] = str(Path(os.environ[name]).resolve())
     for part in options.parts or plan:
         for arguments in plan[part]:
             words = list(map(str, arguments))
             command = [sys.executable, __file__, "--part", part, *words]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-            bench.setdefault(part, {})[" ".join(words)] = json.loads(done.stdout.splitlines()[-1])
-            print(part, *words, done.stdout.splitlines()[-1], flush=True)
+            options = {"stdout": subprocess.PIPE, "text": True, "check": True}
+            printed = subprocess.run(command, env=environment, **options).stdout
+            bench.setdefault(part, {})[" ".join(words)] = json.loads(printed.splitlines()[-1])
+            add_ratios(bench)
             output.write_text(json.dumps(bench, indent=1) + "\n", encoding="utf-8")
-    print("", *table(bench), sep="\n")
-    output.write_text(json.dumps(bench, indent=1) + "\n", encoding="utf-8")
+            print(*table({part: {" ".join(words): bench[part][" ".join(words)]}}), sep="\n", flush=True)
+    print("", "All measurements:", *table(bench), sep="\n")
 
 
 if __name__ == "__main__":
