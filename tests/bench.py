@@ -426,7 +426,7 @@ def measure_heads(count, pool):
 def add_ratios(bench):
     """Add to ours how much slower the article's code is, and the share that VGG16 alone would take."""
     limits = bench.get("precision", {}).get("", {}).get("best", {})
-    for name, ours in bench.get("ours", {}).items():
+    for ours in bench.get("ours", {}).values():
         literal = [bench.get("literal", {}).get(case) for case in ours["test"]]
         if all(literal):
             ours["literal_over_ours"] = sum(run["seconds"] for run in literal) / ours["seconds"]
