@@ -2,8 +2,8 @@
 
     python tests/bench.py [--parts ours head] [--seeds 5] [--heads 60] [--large 1000 3000 6000]
 
-Reads the images that the lessons would read. Each measurement has a process of its own, with its peak
-memory, and is saved as it comes to output/bench.json, where other parts of earlier runs stay.
+Reads the images that the lessons would read. Each measurement has a process of its own, with its
+peak memory, and is saved as it comes to output/bench.json, where parts of earlier runs stay.
   precision     VGG16's forward pass and extraction with augmentation, by precision, in turns
   literal       the article's code, float32: the faster of two epochs, times its epochs
   ours          the same cases from the files to the trained heads, as the lessons do, no view kept
@@ -76,7 +76,7 @@ def lesson(name):
 
 
 def load(tree, folder=None):
-    """Return the images of a tree, and a namespace: folder, label, split, patient, rows by split."""
+    """Return the images of a tree; and its folder, columns of its table, and rows by split."""
     folder = folder or xray.find_images(tree)
     images, table = xray.load_images(folder, class_names=FOUR[: 2 if tree == "two" else 4])
     facts = {name: table[name].to_numpy() for name in ("label", "split", "patient")}
@@ -135,7 +135,7 @@ def exponent(seconds):
 
 
 def measure_precision():
-    """Seconds an image of the forward pass by batch size, and of extraction; the features' error."""
+    """Seconds an image, of the forward pass by batch size and of extraction; features' error."""
     images, base = np.resize(load("two")[0], (COUNT, 150, 150, 3)), load_base()
     inputs, datagen = (images / 255).astype(np.float32), lesson("Binary").datagens["article"]
     names, sizes, calls = {"bfloat16", "float32", xray.choose_precision()}, (16, 32, 64), {}
@@ -169,8 +169,8 @@ def measure_literal(case):
     options["class_mode"] = "binary" if case == "binary" else "sparse"
     folder, subsets = xray.find_images(settings.tree) / "train", ("training", "validation")
     flow, held_out = (datagen.flow_from_directory(folder, subset=k, **options) for k in subsets)
-    model = build_model(len(names), settings.LEARNING_RATE, load_base())
-    note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: ticks.append(time.perf_counter()))
+    model, clock = build_model(len(names), settings.LEARNING_RATE, load_base()), time.perf_counter
+    note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: ticks.append(clock()))
     # One epoch to warm up, two that are timed, and one whose beginning is the end of the last.
     model.fit(flow, validation_data=held_out, epochs=4, verbose=0, callbacks=[note])
     timed = np.diff(ticks)[1:].tolist()
@@ -222,10 +222,11 @@ def measure_augmentation():
 
 def measure_head(epochs=20):
     """Milliseconds a step of the four-class head, six ways, and the share of memory's bandwidth."""
-    rng, rows, calls, extra = np.random.default_rng(0), np.arange(54, 270), {}, {}
+    rng, rows, calls = np.random.default_rng(0), np.arange(54, 270), {}
     views = [np.float16(np.maximum(rng.standard_normal((270, 4, 4, 512)), 0)) for _ in range(8)]
     labels, steps = rng.integers(0, 4, 270), -(-len(rows) // 10) * epochs
-    by_fit = {"validation_data": (np.float32(views[0][:54]), labels[:54]), "validation_batch_size": 54}
+    held_out = np.float32(views[0][:54]), labels[:54]
+    by_fit = {"validation_data": held_out, "validation_batch_size": 54}
 
     def fit(options, validation, extra):
         head = build_model(4, 1e-4, **options)
@@ -249,8 +250,9 @@ def measure_head(epochs=20):
         timed = medians({k: lambda w=work: list(pool.map(w, (0, 1))) for k, work in works.items()})
     speed = {k: passes * a.nbytes / timed[k] / 1e9 for k, passes in (("copy", 2), ("triad", 5))}
     moved = 9 * 4 * build_model(4, 1e-4).count_params() / 1e9  # weights, gradient, two moments
-    extra = {"gigabytes_a_second": speed, "gigabytes_a_step": moved}
-    return {"ms_a_step": found, **extra, "share": moved / found["compiled"] * 1000 / max(speed.values())}
+    share = moved / (found["compiled"] / 1000) / max(speed.values())
+    memory = {"gigabytes_a_second": speed, "gigabytes_a_step": moved, "share": share}
+    return {"ms_a_step": found, **memory}
 
 
 def measure_growth():
@@ -273,16 +275,16 @@ def measure_second():
     """Multi's features and heads without the cache, with an empty one, and a second time."""
     with tempfile.TemporaryDirectory() as scratch:
         cached, found = xray.from_cache, {}
+        xray.from_cache = lambda _, *call: xray.view_features(*call)[0]
         for name in ("without", "first", "second"):
-            uncached = name == "without"
-            xray.from_cache = (lambda _, *call: xray.view_features(*call)[0]) if uncached else cached
-            figures = train_recipe("multi", xray.Run("bench", output=Path(scratch) / str(uncached)))
+            figures = train_recipe("multi", xray.Run("bench", output=Path(scratch)))
             found[name] = {part: figures[part] for part in ("features", "heads", "seconds")}
+            xray.from_cache = cached
     return found
 
 
 def run_notebook(folder, name, output, **settings):
-    """Execute a notebook of `folder`/notebooks; returns its seconds, and fails where a cell does."""
+    """Execute a notebook of `folder`/notebooks; returns its seconds, fails where a cell does."""
     command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute"]
     command += ["--ExecutePreprocessor.timeout=-1", "--log-level=ERROR", f"--output-dir={output}"]
     path = Path(folder) / "notebooks" / f"Covid19_GradientCrescent_{name}.ipynb"
@@ -309,8 +311,8 @@ def measure_notebooks(name, revision, rounds):
     os.environ["COVID_XRAY_DATA"] = str(xray.find_images("all").resolve().parent)
     if (weights := xray.find_weights()) not in (None, "imagenet"):
         os.environ["VGG16_WEIGHTS"] = str(Path(weights).resolve())
-    archive = subprocess.run(["git", "archive", revision], cwd=ROOT, capture_output=True, check=True)
-    timed = defaultdict(list)
+    command, timed = ["git", "archive", revision], defaultdict(list)
+    archive = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     for _ in range(int(rounds)):
         with tempfile.TemporaryDirectory() as scratch:
             tarfile.open(fileobj=io.BytesIO(archive.stdout)).extractall(scratch)
@@ -357,8 +359,11 @@ def score_binary(head, data, plain, controls, control_features):
 
 def summarize(found):
     """Return mean, standard deviation, and values of each list of values."""
-    spread = {name: np.std(values, ddof=1) if len(values) > 1 else 0 for name, values in found.items()}
-    return {k: {"mean": np.mean(v), "sd": spread[k], "values": v} for k, v in found.items()}
+    facts = {}
+    for name, values in found.items():
+        spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+        facts[name] = {"mean": np.mean(values), "sd": spread, "values": values}
+    return facts
 
 
 def measure_seeds(count, precision, pool):
@@ -369,7 +374,8 @@ def measure_seeds(count, precision, pool):
     heads = {n: build_model(n, settings[n].LEARNING_RATE, **FAST) for n in settings}
     covid, two = labels == 0, labels < 2
     adults = np.concatenate([plain[covid], control_features])
-    people, is_control = np.append(patients[covid], controls["patient"]), np.arange(len(adults)) >= covid.sum()
+    people = np.append(patients[covid], controls["patient"])
+    is_control = np.arange(len(adults)) >= covid.sum()
     tasks = {
         "children": (plain[two], labels[two], patients[two]),
         "children_blackout": (frames, labels[two], patients[two]),
@@ -378,11 +384,14 @@ def measure_seeds(count, precision, pool):
     logistic = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
     pooled = np.asarray(plain, float).mean(axis=(1, 2))
     for seed in range(1000, 1000 + int(count)):
-        for n, (epochs, ours) in {n: (s.NUM_EPOCHS, s.VIEWS_PER_IMAGE) for n, s in settings.items()}.items():
+        for n in (2, 3, 4):
+            epochs, ours = settings[n].NUM_EPOCHS, settings[n].VIEWS_PER_IMAGE
             rows, test = (part[labels[part] < n] for part in (data.train, data.test))
             recipes = {"new": ("article", epochs), "ours": ("article", ours)}
-            for name, (recipe, views) in {**recipes, "gentle": ("gentle", 8), "none": ("none", 1)}.items():
-                head = train(heads[n], draw_from(pools[recipe], views, seed), labels, rows, epochs, seed)
+            recipes |= {"gentle": ("gentle", 8), "none": ("none", 1)}
+            for name, (recipe, views) in recipes.items():
+                chosen = draw_from(pools[recipe], views, seed)
+                head = train(heads[n], chosen, labels, rows, epochs, seed)
                 scored = {"test": accuracy(head, plain[test], labels[test])}
                 if n == 2:
                     scored = score_binary(head, data, plain, controls, control_features)
@@ -424,7 +433,7 @@ def measure_heads(count, pool):
 
 
 def add_ratios(bench):
-    """Add to ours how much slower the article's code is, and the share that VGG16 alone would take."""
+    """Add how much longer the article's code takes than ours, and ours than VGG16 alone would."""
     limits = bench.get("precision", {}).get("", {}).get("best", {})
     for ours in bench.get("ours", {}).values():
         literal = [bench.get("literal", {}).get(case) for case in ours["test"]]
@@ -439,12 +448,13 @@ def add_ratios(bench):
 
 
 def table(figures, path=""):
-    """Yield a line for each number, by its path; of lists, what is summarized elsewhere is left out."""
+    """Yield a line for each number, by its path; lists, of single runs, stay in the file."""
     for name, value in figures.items():
+        place = f"{path} {name}".strip()
         if isinstance(value, dict):
-            yield from table(value, f"{path} {name}".strip() if name else path)
-        elif not isinstance(value, list):
-            yield f"{path + ' ' + name:90} {value:.4g}" if not isinstance(value, str) else f"{path} {name} {value}"
+            yield from table(value, place)
+        elif isinstance(value, (int, float)):
+            yield f"{place:90} {value:.4g}"
 
 
 def main():
@@ -489,7 +499,7 @@ def main():
             bench.setdefault(part, {})[" ".join(words)] = json.loads(printed.splitlines()[-1])
             add_ratios(bench)
             output.write_text(json.dumps(bench, indent=1) + "\n", encoding="utf-8")
-            print(*table({part: {" ".join(words): bench[part][" ".join(words)]}}), sep="\n", flush=True)
+            print(part, *words, printed.splitlines()[-1], flush=True)
     print("", "All measurements:", *table(bench), sep="\n")
 
 

@@ -1,4 +1,4 @@
-"""Views are computed once: what is kept, what is computed again, and what damage and crashes do to it."""
+"""Views are computed once: what is kept, what is computed again, what crashes do to it."""
 
 import os
 import signal
@@ -20,8 +20,9 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
 
 def toy_base(seed=0):
     """Return a small frozen base: images (n, 32, 32, 3) in, features (n, 16, 16, 8) out."""
-    convolution = keras.layers.Conv2D(8, 3, 2, "same", kernel_initializer=keras.initializers.GlorotUniform(seed))
-    return keras.Sequential([keras.Input((32, 32, 3)), convolution])
+    kernel = keras.initializers.GlorotUniform(seed)
+    layer = keras.layers.Conv2D(8, 3, 2, "same", kernel_initializer=kernel)
+    return keras.Sequential([keras.Input((32, 32, 3)), layer])
 
 
 def augmented(**settings):
@@ -54,7 +55,7 @@ def entries(output):
 
 def run_apart(code, *arguments):
     """Start Python code that may import this file and xray; returns the running process."""
-    places = os.pathsep.join([str(Path(__file__).parent), str(ROOT / "notebooks"), str(ROOT / "data")])
+    places = os.pathsep.join(str(ROOT / name) for name in ("tests", "notebooks", "data"))
     command = [sys.executable, "-c", "import sys, test_cache, xray\n" + code, *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=clean_environment(PYTHONPATH=places), **pipes)
@@ -67,7 +68,7 @@ def plain_environment(monkeypatch):
 
 
 def test_a_second_run_computes_nothing(tmp_path, monkeypatch):
-    """Without a base to compute with, a second run has the same features; so has a third of 12 views."""
+    """A second run needs no base; of 12 views instead of 8, a third computes 4."""
     first, before = extract(tmp_path, 8)
     assert before == 0 and len(entries(tmp_path)) == 8
     with monkeypatch.context() as patch:
@@ -86,9 +87,10 @@ def test_a_second_run_computes_nothing(tmp_path, monkeypatch):
 def test_another_learning_rate_computes_nothing(tmp_path):
     """A head trained between two runs, at another rate, leaves the key of the views as it is."""
     views, _ = extract(tmp_path, 2)
-    head = keras.Sequential([keras.Input((16, 16, 8)), keras.layers.Flatten(), keras.layers.Dense(2, "softmax")])
+    stack = keras.Input((16, 16, 8)), keras.layers.Flatten(), keras.layers.Dense(2, "softmax")
+    head, loss = keras.Sequential(list(stack)), "sparse_categorical_crossentropy"
     for rate in (1e-3, 1e-4):
-        head.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["acc"])
+        head.compile(keras.optimizers.Adam(rate), loss, metrics=["acc"])
         schedule = xray.ViewSchedule(views, np.arange(5) % 2, np.arange(5))
         head.fit(schedule.batches, epochs=2, callbacks=[schedule], verbose=0)
         views, cached = extract(tmp_path, 2)
@@ -151,7 +153,7 @@ def flip(place):
     ids=["half", "empty", "absent", "first byte", "middle", "late byte"],
 )
 def test_damage_is_computed_again(tmp_path, damage):
-    """An entry cut short, emptied, deleted, or with one bit flipped gives the features all the same."""
+    """An entry cut short, emptied, deleted, or with one bit flipped is computed again."""
     first = [np.array(view) for view in extract(tmp_path, 3)[0]]
     damage(entries(tmp_path)[1])
     second, _ = extract(tmp_path, 3)
@@ -162,7 +164,7 @@ def test_damage_is_computed_again(tmp_path, damage):
 
 
 def test_a_full_disk_is_a_message(tmp_path):
-    """No file may grow beyond 10,000 bytes, then 0: the features come all the same, with a message."""
+    """No file may grow beyond 10,000 bytes, then 0: a message, and the same features."""
     pytest.importorskip("resource")
     code = """
 import resource
@@ -171,7 +173,8 @@ runs = [xray.Run("test", 42, "float32", xray.Path(sys.argv[1]) / name) for name 
 for run, room in zip(runs, (10_000, 0)):
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
     run.lap = lambda part: None  # writes the results, which is another matter
-    views = run.extract_features(test_cache.toy_base(), test_cache.augmented(), test_cache.IMAGES, 3)
+    base, datagen = test_cache.toy_base(), test_cache.augmented()
+    views = run.extract_features(base, datagen, test_cache.IMAGES, 3)
     print("RESULT", *(xray.zlib.crc32(np.ascontiguousarray(view)) for view in views), flush=True)
 """
     running = run_apart(code, tmp_path / "full")
@@ -198,8 +201,11 @@ def test_an_error_of_the_base_is_not_taken_for_a_full_disk(tmp_path, monkeypatch
 
 
 def test_kill_in_the_middle_of_extraction(tmp_path):
-    """After kill -9 the next run computes the missing views alone, and gets what an undisturbed one gets."""
-    code = "test_cache.extract(sys.argv[1], 30, datagen=test_cache.augmented(preprocessing_function=test_cache.slowly))"
+    """After kill -9 the next run computes the missing views alone, and gets the same features."""
+    code = """
+datagen = test_cache.augmented(preprocessing_function=test_cache.slowly)
+test_cache.extract(sys.argv[1], 30, datagen=datagen)
+"""
     running = run_apart(code, tmp_path)
     deadline = time.monotonic() + 120
     while len(entries(tmp_path)) < 2 and running.poll() is None and time.monotonic() < deadline:

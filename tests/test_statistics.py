@@ -1,4 +1,4 @@
-"""Each statistic against a case worked out by hand, and the counts of the article's set from its manifest."""
+"""Each statistic against a case worked out by hand; the article's set by its manifest."""
 
 import cv2
 import keras
@@ -21,7 +21,7 @@ def manifest():
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory, manifest):
-    """Return a folder with a file for each of the article's 306 names, all of them one gray square."""
+    """Return a folder with a gray square under each of the article's 306 names."""
     folder = tmp_path_factory.mktemp("named")
     rows = manifest[manifest["split"] != "control"]
     return write_images(folder, *map("/".join, rows[["split", "class", "filename"]].values))
@@ -46,7 +46,7 @@ def test_exact_interval():
 
 
 def test_patient_interval():
-    """One image a patient gives nearly the normal interval, one patient no width, equal values none."""
+    """One image a patient gives nearly the normal interval; one patient gives no width."""
     values = np.array([0.0, 1.0] * 50)
     low, high = xray.patient_interval(lambda rows: values[rows].mean(), np.arange(100))
     assert (low, high) == pytest.approx((0.5 - 1.96 * 0.05, 0.5 + 1.96 * 0.05), abs=0.02)
@@ -64,11 +64,12 @@ def test_patients_who_agree_with_themselves_widen_the_interval():
         low, high = xray.patient_interval(lambda rows: right[rows].mean(), patients)
         return high - low
 
-    assert width(np.repeat(np.arange(40), 5)) / width(np.arange(200)) == pytest.approx(5**0.5, rel=0.15)
+    ratio = width(np.repeat(np.arange(40), 5)) / width(np.arange(200))
+    assert ratio == pytest.approx(5**0.5, rel=0.15)
 
 
 def test_a_patient_is_drawn_with_all_images():
-    """Of two patients, with one and three images, the mean of a draw is that of one or of all four."""
+    """Two patients, with one and three images, make three different draws."""
     seen = set()
 
     def note(rows):
@@ -84,13 +85,8 @@ def test_score_by_hand():
     labels = np.array([0, 0, 1, 1])
     covid = np.array([0.9, 0.2, 0.1, 0.4])
     scored = xray.score(labels, np.stack([covid, 1 - covid], axis=1), ["a", "b", "c", "c"])
-    assert {name: scored[name] for name in ("n", "patients", "correct", "accuracy", "majority")} == {
-        "n": 4,
-        "patients": 3,
-        "correct": 3,
-        "accuracy": 0.75,
-        "majority": 0.5,
-    }
+    assert (scored["n"], scored["patients"], scored["correct"]) == (4, 3, 3)
+    assert (scored["accuracy"], scored["majority"]) == (0.75, 0.5)
     assert scored["confusion"] == [[1, 1], [0, 2]]
     assert scored["ci95"] == xray.exact_interval(3, 4)
     assert scored["auc"] == 0.75 and scored["auc_ci95"][0] <= 0.75 <= scored["auc_ci95"][1]
@@ -180,9 +176,10 @@ def test_patients_of_other_images(tmp_path):
     numbered = ["train/a/001.jpg", "test/a/001.jpg", "train/b/001.jpg"]
     assert len(set(xray.patients_of(tmp_path, numbered))) == 3
     listing = tmp_path / "patients.csv"
-    listing.write_text("file,patient\ntrain/a/001.jpg,anna\ntest/a/001.jpg,anna\n", encoding="utf-8")
+    anna = "file,patient\ntrain/a/001.jpg,anna\ntest/a/001.jpg,anna\n"
+    listing.write_text(anna, encoding="utf-8")
     assert xray.patients_of(tmp_path, numbered) == ["anna", "anna", "train/b/001.jpg"]
-    listing.write_text("file,patient\ntrain/a/001.jpg,\ntest/a/001.jpg,\n", encoding="utf-8")
+    listing.write_text(anna.replace("anna", ""), encoding="utf-8")
     assert len(set(xray.patients_of(tmp_path, numbered))) == 3  # a blank names nobody
     listing.write_text("name,person\nx,y\n", encoding="utf-8")
     with pytest.raises(xray.Problem, match="columns file and patient"):
@@ -190,7 +187,7 @@ def test_patients_of_other_images(tmp_path):
 
 
 def test_load_images_says_what_is_missing(tmp_path):
-    """One class, a class in one split alone, an empty one, and too few to validate: a Problem each."""
+    """One class, a class in one split alone, and too few to validate: a Problem each."""
     five = [f"train/a/{number}.png" for number in range(5)]
     one = write_images(tmp_path / "one", *five, "test/a/1.png")
     with pytest.raises(xray.Problem, match="two or more classes"):
@@ -253,7 +250,7 @@ def test_the_articles_own_images_by_their_names(named):
 
 
 def test_chance_of_the_articles_figures():
-    """With 21 of 27 right, three of three in 45%; with 28 of 36, two of four in 18%, four in 35%."""
+    """21 of 27 right: three of three in 45%. 28 of 36: two of four in 18%, four in 35%."""
     assert hypergeom(27, 21, 3).pmf(3) == pytest.approx(0.45, abs=0.005)
     assert hypergeom(36, 28, 4).pmf(2) == pytest.approx(0.18, abs=0.005)
     assert hypergeom(36, 28, 4).pmf(4) == pytest.approx(0.35, abs=0.005)
@@ -275,11 +272,12 @@ def test_score_controls_by_hand():
     assert normal["called_covid"] == 0 and normal["with_right_answer"]["correct"] == 13
     bacterial = xray.score_controls(controls, ["pneumonia_bac"] * 97)
     assert bacterial["with_right_answer"]["correct"] == 33
-    assert xray.score_controls(controls, ["pneumonia_vir"] * 97)["with_right_answer"]["correct"] == 21
+    viral = xray.score_controls(controls, ["pneumonia_vir"] * 97)
+    assert viral["with_right_answer"]["correct"] == 21
 
     words = {"bacterial pneumonia": "pneumonia_bac", "viral pneumonia": "pneumonia_vir"}
     words |= {"no finding": "normal"}
-    perfect = xray.score_controls(controls, [words.get(group, "covid") for group in controls["group"]])
+    perfect = xray.score_controls(controls, controls["group"].map(words).fillna("covid"))
     assert perfect["with_right_answer"]["correct"] == 67 and perfect["called_covid"] == 30
     low, high = normal["with_right_answer"]["ci95"]
     assert low < 13 / 67 < high
@@ -324,7 +322,7 @@ def linear_head(shape, units, activation):
 @pytest.mark.parametrize("layer", ["block5_conv3", "block5_pool"])
 @pytest.mark.parametrize("units", [1, 3])
 def test_hires_cam_adds_up_to_the_score(layer, units):
-    """For a linear head the map's sum is the score of the class less its bias, through pooling too."""
+    """For a linear head the map's sum is the score less the bias, through pooling too."""
     keras.utils.set_random_seed(1)
     base = keras.applications.VGG16(weights=None, include_top=False, input_shape=(64, 64, 3))
     head = linear_head(base.output_shape[1:], units, "sigmoid" if units == 1 else "softmax")

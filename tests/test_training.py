@@ -1,4 +1,4 @@
-"""The claims that speed rests on: a head on features of a frozen base trains as the whole model does."""
+"""What speed rests on: a head on features of a frozen base trains as the whole model does."""
 
 import subprocess
 import sys
@@ -21,7 +21,8 @@ AUGMENTED = ImageDataGenerator(rescale=1 / 255, **xray.ARTICLE_AUGMENTATION)
 @pytest.fixture(scope="module")
 def base(weights):
     """Return the frozen base with VGG16's ImageNet weights, for small images."""
-    base = keras.applications.VGG16(weights=str(weights), include_top=False, input_shape=(SIZE, SIZE, 3))
+    shape = (SIZE, SIZE, 3)
+    base = keras.applications.VGG16(weights=str(weights), include_top=False, input_shape=shape)
     base.trainable = False
     return base
 
@@ -74,15 +75,16 @@ def fit_head(head, views, labels, train, validation=None, epochs=4, seed=42, bat
 
 @pytest.mark.parametrize("units", [1, 2])
 def test_head_on_features_is_the_whole_model(run, base, loaded, units):
-    """Seven epochs of three views, and two at a lower rate: the whole history is that of plain Keras.
+    """Seven epochs of three views, and two at a lower rate: the history is that of plain Keras.
 
-    The other side is plain: base and head as one model, `fit` an epoch at a time on augmented images,
-    with the same view's images as its validation_data. Features pass through float16, which has 11
-    bits: losses may differ by 5e-3 of their size, an accuracy by one image.
+    The other side is base and head as one model, `fit` an epoch at a time on augmented images, with
+    the same view's images as its validation_data. Features pass through float16, which has 11 bits:
+    losses may differ by 5e-3 of their size, an accuracy by one image.
     """
     images, labels, train, validation = loaded
     views = run.extract_features(base, AUGMENTED, images, 3)
-    seen = [AUGMENTED.flow(images, batch_size=32, shuffle=False, seed=42 + 1000 * k)[0] for k in range(3)]
+    plain = {"batch_size": 32, "shuffle": False}
+    seen = [AUGMENTED.flow(images, seed=42 + 1000 * view, **plain)[0] for view in range(3)]
     assert views[0].dtype == np.float16 and len(images) <= 32
     head, other = (build_head(base.output_shape[1:], units) for _ in range(2))
     for each in (head, other):
@@ -99,8 +101,8 @@ def test_head_on_features_is_the_whole_model(run, base, loaded, units):
             order.on_epoch_begin(epoch)
             x, y = (np.concatenate(part) for part in zip(*order.one_epoch()))
             scored = seen[epoch % 3][validation], labels[validation]
-            log = model.fit(x, y, batch_size=2, shuffle=False, validation_data=scored, verbose=0).history
-            for metric, values in log.items():
+            options = {"batch_size": 2, "shuffle": False, "validation_data": scored, "verbose": 0}
+            for metric, values in model.fit(x, y, **options).history.items():
                 literal.setdefault(metric, []).extend(values)
     assert set(history) == set(literal) == {"loss", "acc", "val_loss", "val_acc"}
     for metric, values in history.items():
@@ -118,7 +120,7 @@ def test_head_on_features_is_the_whole_model(run, base, loaded, units):
 
 
 def test_validation_is_scored_on_the_view_of_its_epoch():
-    """At learning rate 0, views that differ widely give three values in turn, those of `evaluate`."""
+    """At rate 0, views that differ widely give three values in turn, those of `evaluate`."""
     views, labels, rows = random_views(), np.arange(12) % 2, np.arange(12)
     head = build_head((2, 2, 4), 2)
     compile_model(head, 0.0, **FAST)
@@ -200,7 +202,7 @@ def test_features_repeat_and_views_differ(run, base, loaded, tmp_path):
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_reduced_precision_keeps_the_features(base, loaded, precision):
-    """Half the bits stay within 1e-2 of the features' size; weights and Keras's policy stay float32."""
+    """Half the bits stay within 1e-2 of the features; weights and Keras's policy stay float32."""
     inputs = loaded[0][:4].astype("float32") / 255
     exact = base.predict(inputs, verbose=0)
     reduced = xray.reduced(base, precision)
@@ -220,7 +222,8 @@ def test_two_devices_give_the_features_of_one(weights, tree, tmp_path):
         import xray
         from xray import keras, tf
         cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        halves = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(cpu, halves)
         devices = ["CPU:0", "CPU:1"]
         tf.distribute.MirroredStrategy = functools.partial(tf.distribute.MirroredStrategy, devices)
         weights, tree, output = sys.argv[1:]
@@ -246,11 +249,12 @@ def test_two_devices_give_the_features_of_one(weights, tree, tmp_path):
 
 
 def test_three_flags_never_took_effect(tree):
-    """Unfitted featurewise centering, standardizing, and whitening leave the batches as they are."""
+    """Unfitted centering, standardizing, and whitening leave the batches as they are."""
     flags = ("featurewise_center", "featurewise_std_normalization", "zca_whitening")
+    recipe = xray.ARTICLE_AUGMENTATION | dict.fromkeys(flags, True)
     options = dict(target_size=(SIZE, SIZE), batch_size=4, seed=42, class_mode="binary")
     with pytest.warns(UserWarning, match="feature-?wise|fit"):
-        named = ImageDataGenerator(rescale=1 / 255, **dict.fromkeys(flags, True), **xray.ARTICLE_AUGMENTATION)
+        named = ImageDataGenerator(rescale=1 / 255, **recipe)
         theirs, _ = named.flow_from_directory(tree / "two" / "train", **options)[0]
     ours, _ = AUGMENTED.flow_from_directory(tree / "two" / "train", **options)[0]
     np.testing.assert_array_equal(theirs, ours)
@@ -276,7 +280,7 @@ def test_split_and_pixels_are_those_of_flow_from_directory(tree):
 
 
 def test_saved_model_is_float32_and_predicts_the_same(base, loaded, tmp_path, monkeypatch):
-    """The file holds float32 layers and gives the probabilities of memory; another file is a Problem."""
+    """The file holds float32 layers and predicts as memory does; another file is a Problem."""
     images = loaded[0][:5]
     monkeypatch.delenv("PRECISION", raising=False)
     run = xray.Run("test", precision="bfloat16", output=tmp_path)
@@ -300,7 +304,7 @@ def test_saved_model_is_float32_and_predicts_the_same(base, loaded, tmp_path, mo
 
 @real_images
 def test_the_articles_own_images(tmp_path):
-    """The three and four test images that its shuffled generator draws, out of the article's own zip."""
+    """The three and four test images that the article draws, out of its own zip."""
     with zipfile.ZipFile(SHARED / "data" / xray.ZIP_NAME) as zipped:
         zipped.extractall(tmp_path, [name for name in zipped.namelist() if name.startswith("all/")])
     _, table = xray.load_images(tmp_path / "all", 8)
@@ -325,7 +329,8 @@ def test_phantoms_can_be_learned_but_not_trivially(weights, tmp_path):
 
     phantoms.write_tree(tmp_path / "phantoms", train=16, test=6)
     images, table = xray.load_images(tmp_path / "phantoms" / "all")
-    base = keras.applications.VGG16(weights=str(weights), include_top=False, input_shape=(150, 150, 3))
+    shape = (150, 150, 3)
+    base = keras.applications.VGG16(weights=str(weights), include_top=False, input_shape=shape)
     run = xray.Run("test", output=tmp_path)
     features = run.extract_features(base, ImageDataGenerator(rescale=1 / 255), images)
     head, labels = build_head(base.output_shape[1:], 4), table["label"].to_numpy()
