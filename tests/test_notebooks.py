@@ -99,7 +99,7 @@ def test_an_edit_of_the_toolbox_takes_effect_in_a_clone(tree, tmp_path):
     toolbox.write_text(edited, encoding="utf-8")
     content = json.loads(BINARY.read_text(encoding="utf-8"))
     content["cells"] = content["cells"][
-        : next(i for i, c in enumerate(content["cells"]) if "count_images" in str(c)) + 1
+        : next(i for i, c in enumerate(content["cells"]) if "xray.count_images(" in str(c)) + 1
     ]
     (home / "notebooks" / BINARY.name).write_text(json.dumps(content), encoding="utf-8")
     cells = execute(home / "notebooks" / BINARY.name, home / "notebooks", tmp_path, COVID_XRAY_DATA=str(tree))
