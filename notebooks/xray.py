@@ -1268,7 +1268,7 @@ def plot_predictions(
         name = class_names[predicted[row]]
         title = f"{probabilities[row].max():.2%}\n{'COVID19 Pneumonia' if name == 'covid' else label_of(name).title()}"
         if predicted[row] != labels[row]:
-            title += f"\ntrue: {label_of(class_names[labels[row]])}"
+            title += f"\ntrue: {label_of(class_names[labels[row]]).removesuffix(' pneumonia')}"
         titles.append(title)
         colors.append("black" if predicted[row] == labels[row] else ORANGE)
     return plot_images([thumbnail(paths[row], 200) for row in order], titles, 6, colors, height=0.85)
