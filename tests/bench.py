@@ -465,6 +465,7 @@ def main():
     parser.add_argument("--large", type=int, nargs="+", default=[], help="numbers of phantoms")
     for name, default in (("seeds", 0), ("heads", 0), ("pool", 100), ("rounds", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--precisions", nargs="+", default=["auto", "float32"], help="of ours and seeds")
     parser.add_argument("--revision", default="ee045e0", help="the notebooks to compare with")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -475,7 +476,7 @@ def main():
         figures["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print("\n" + json.dumps(figures, default=xray.as_plain))
         return
-    once, seeds, precisions = [()], options.seeds, ("auto", "float32")
+    once, seeds, precisions = [()], options.seeds, options.precisions
     plan = dict.fromkeys(("precision", "augmentation", "head", "growth", "second"), once)
     plan["literal"] = [(case,) for cases in LESSONS.values() for case in cases]
     plan["ours"] = [(name, precision) for name in RECIPES for precision in precisions]

@@ -135,9 +135,9 @@ def twice(notebook, folder):
 
 
 @both
-def test_every_cell_runs_twice_with_the_same_numbers(notebook, tree, tmp_path):
+def test_every_cell_runs_twice_with_the_same_numbers(notebook, tree, weights, tmp_path):
     """A run in which every cell is run twice gives the numbers of a plain run."""
-    settings = {"COVID_XRAY_DATA": str(tree), "VGG16_WEIGHTS": "random", **QUICK}
+    settings = {"COVID_XRAY_DATA": str(tree), "VGG16_WEIGHTS": str(weights), **QUICK}
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "data").mkdir()
     shutil.copy(ROOT / "data" / "manifest.csv", tmp_path / "data")
