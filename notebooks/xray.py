@@ -740,7 +740,7 @@ class Run:
         parts = (tf.__version__, keras.__version__, np.__version__, len(self.gpus), self.precision, weights)
         key = joblib.hash([*parts, conv_base.output_shape, images, augmentation_of(datagen)])
         seeds = [self.seed + 1000 * view for view in range(views)]
-        missing = [seed for seed in seeds if not stored.check_call_in_cache(base, datagen, images, seed, key, None)]
+        missing = [seed for seed in seeds if not is_kept(stored, base, datagen, images, seed, key, None)]
         self.results["views_from_cache"] += views - len(missing)
         total = len(missing) * len(images)
         look = dict(file=sys.stdout, ncols=80, mininterval=2, disable=total < 500)
@@ -846,6 +846,14 @@ def view_features(
 fresh: dict = {}  # the view computed last, for a disk that cannot keep it
 
 
+def is_kept(stored: Callable, *call: object) -> bool:
+    """Tell whether the cache has a view; where nothing can be written, it has none."""
+    try:
+        return stored.check_call_in_cache(*call)
+    except OSError:
+        return False
+
+
 def from_cache(stored: Callable, *call: object) -> np.ndarray:
     """Return one view from the cache; compute it where it is missing or damaged.
 
@@ -861,8 +869,8 @@ def from_cache(stored: Callable, *call: object) -> np.ndarray:
                 features, checksum = stored(*call)
             return features
         except Exception:
-            if not fresh:  # the failure came before the features did
-                raise
+            if not fresh:  # the failure came before the features did; one of the base comes again
+                view_features(*call)
     reason = str(caught[-1].message).split("Exception: ")[-1] if caught else "it cannot be written"
     print(f"This view is not kept on disk: {reason} It is in memory; free some space to keep it.")
     return next(iter(fresh.values()))
