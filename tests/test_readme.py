@@ -124,5 +124,18 @@ def test_committed_runs_are_of_the_articles_images():
         assert load(name)["dataset"] == "Covid_Data_GradientCrescent" and load(name)["weights"] == "imagenet"
 
 
+def test_the_head_in_the_readme_of_the_tests():
+    """The table of a head's step is the bench's, and so is the spread of the controls."""
+    head = load("bench")["head"][""]
+    names = {"without validation": "", "validated by the schedule": ", validated by the schedule"}
+    for row, suffix in {**names, "validated by `fit`": ", validated by fit"}.items():
+        wanted = [f"{head['ms_a_step'][kind + suffix]:.1f} ms" for kind in ("compiled", "auto")]
+        assert row_of("tests/README.md", f"{row} |")[1:] == wanted
+    text = " ".join((ROOT / "tests" / "README.md").read_text(encoding="utf-8").split())
+    assert f"reaches {head['share']:.0%} of the speed" in text
+    seeds = [row["called_covid"] for row in load("binary")["trust"]["controls"]["by_seed"]]
+    assert f"predict COVID-19 for {min(seeds)} to {max(seeds)} of the 97 controls" in text
+
+
 def test_the_first_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
