@@ -89,7 +89,7 @@ def test_settings(text):
     """A setting is a whole number within its range, or a sentence that names it."""
     try:
         value = xray.whole_number("NUM_EPOCHS", text)
-        assert value == int(text) and 1 <= value <= 999999
+        assert value == int(text.strip()) and 1 <= value <= 999999
     except xray.Problem as problem:
         assert "NUM_EPOCHS" in str(problem)
 
