@@ -508,7 +508,8 @@ def find_controls(folder: Path, class_names: Sequence[str] = ("covid",)) -> pd.D
             print(*([f"{len(gone)} of {len(table)} controls are not available."] if gone else []))
     except (Problem, OSError) as error:
         print(f"Not all controls are available. {error}")
-    table = table[[is_safe(name) and (pictures / name).is_file() for name in table["filename"]]].reset_index(drop=True)
+    there = np.array([is_safe(name) and (pictures / name).is_file() for name in table["filename"]], bool)
+    table = table[there].reset_index(drop=True)
     return table.assign(file=[pictures / name for name in table["filename"]])
 
 

@@ -410,6 +410,8 @@ def test_names_in_a_list_of_controls_are_checked(home, tree):
     listing.write_text(listing.read_text() + "../evil.jpeg,no finding,x\n,no finding,y\nC:evil.jpeg,no finding,z\n")
     table = xray.find_controls(home)
     assert len(table) == 6 and not table["filename"].str.contains("evil").any()
+    listing.write_text("filename,group,patient\n")
+    assert len(xray.find_controls(home)) == 0 and "group" in xray.find_controls(home)  # a header alone
 
 
 # --- weights
