@@ -82,4 +82,4 @@ bench: .venv/tested  ## measure speed against the article's own code; writes out
 	@$(settings) $(BIN)/python tests/bench.py
 
 clean:  ## remove results, kept views, environments, and unfinished downloads; images and weights stay
-	rm -rf output .venv .venv-colab data/.[a-z]* data/public data/phantoms notebooks/.ipynb_checkpoints
+	rm -rf output .venv .venv-colab data/public data/.[a-z0-9]* data/*/.[0-9]* notebooks/.[0-9]* notebooks/.ipynb_checkpoints
