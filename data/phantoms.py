@@ -165,15 +165,17 @@ def write_tree(folder: Path, train: int = 16, test: int = 6, seed: int = 0) -> N
     """Draw the whole tree into `folder`: `train` and `test` images a class, and as many controls as test images.
 
     About every fourth patient has two images, and one test patient of each class is in training, too, as happens.
-    patients.csv in each tree and controls/controls.csv say who is on which image.
+    patients.csv in each tree and controls/controls.csv say who is on which image. Same counts and seed, same images.
     """
-    folder = Path(folder)
+    folder, first = Path(folder), max(1000, train)  # the number of the first patient of the test images alone
+    if first + test > 10000:
+        raise ValueError(f"{train} + {test} images a class are too many: patients would be on images of two classes.")
     (folder / "controls").mkdir(parents=True, exist_ok=True)
     (folder / "PHANTOMS.txt").write_text(NOTE, encoding="utf-8")
     drawings, patients = {}, []
     for (index, kind), (split, count) in itertools.product(enumerate(CLASSES), (("train", train), ("test", test))):
         for number in range(count):
-            person = number - (number % 4 == 1) + (1000 * (split == "test" and number > 0)) + 10000 * index
+            person = number - (number % 4 == 1) + (first * (split == "test" and number > 0)) + 10000 * index
             name = f"{split}/{kind}/person{person:05d}_{kind.removeprefix('pneumonia_')}_{number:03d}.jpeg"
             drawings[f"all/{name}"] = (seed * 100000 + person, number + 500 * (split == "test"), kind)
             patients.append((f"{name}", f"phantom-{person}"))
@@ -203,8 +205,14 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=6, help="test images a class")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    shutil.rmtree(options.folder, ignore_errors=True)
-    write_tree(options.folder, options.train, options.test, options.seed)
+    if options.folder.exists() and any(options.folder.iterdir()):
+        if not (options.folder / "PHANTOMS.txt").exists():
+            parser.error(f"{options.folder} holds something else than phantoms. Choose a folder that is empty or new.")
+        shutil.rmtree(options.folder)
+    try:
+        write_tree(options.folder, options.train, options.test, options.seed)
+    except ValueError as error:
+        parser.error(str(error))
     print(f"Drew {4 * (options.train + options.test)} phantoms and {3 * options.test} controls in {options.folder}")
 
 
