@@ -5,9 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
+import xray
 from conftest import BINARY, MULTI, ROOT, clean_environment, execute, outputs_of
 
 QUICK = {"NUM_EPOCHS": "4", "VIEWS_PER_IMAGE": "2"}
@@ -123,34 +126,96 @@ def test_own_data(tree, tmp_path):
     assert results["trust"]["controls"]["n"] == 0  # the controls belong to the article's classes
 
 
-def twice(notebook, folder):
-    """Write a copy of `notebook` whose code cells stand twice, each at once after itself."""
+def again(notebook, folder):
+    """Write a copy of `notebook` that runs each code cell twice in a row, keeps the results, and runs it all again."""
     content = json.loads(notebook.read_text(encoding="utf-8"))
-    content["cells"] = [cell for cell in content["cells"] for _ in range(1 + (cell["cell_type"] == "code"))]
-    for index, cell in enumerate(content["cells"]):
-        cell["id"] = f"cell-{index}"
-    path = folder / f"twice_{notebook.name}"
+    code = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+    name = NAMES[notebook]
+    keep = f'import shutil; shutil.copy(run.output / "{name}.json", run.output / "twice.json")'
+    once_more = {**code[0], "metadata": {}, "source": [keep]}
+    cells = [cell for cell in code for _ in range(2)] + [once_more] + code
+    content["cells"] = [{**cell, "id": f"cell-{index}"} for index, cell in enumerate(cells)]
+    path = folder / f"again_{notebook.name}"
     path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 
 @both
-def test_every_cell_runs_twice_with_the_same_numbers(notebook, tree, weights, tmp_path):
-    """A run in which every cell is run twice gives the numbers of a plain run."""
-    settings = {"COVID_XRAY_DATA": str(tree), "VGG16_WEIGHTS": str(weights), **QUICK}
-    (tmp_path / "notebooks").mkdir()
+def test_run_again_in_one_kernel(notebook, tree, weights, tmp_path):
+    """Each cell run twice, and then the whole from the top in the same kernel: the numbers of a plain run."""
+    home = tmp_path / "notebooks"
+    home.mkdir()
     (tmp_path / "data").mkdir()
     shutil.copy(ROOT / "data" / "manifest.csv", tmp_path / "data")
-    shutil.copy(ROOT / "notebooks" / "xray.py", tmp_path / "notebooks")
-    plain = shutil.copy(notebook, tmp_path / "notebooks")
-    numbers = []
-    for path in (type(notebook)(plain), twice(notebook, tmp_path / "notebooks")):
+    shutil.copy(ROOT / "notebooks" / "xray.py", home)
+    shutil.copy(notebook, home)
+    settings = {"COVID_XRAY_DATA": str(tree), "VGG16_WEIGHTS": str(weights), "NUM_EPOCHS": "2", "VIEWS_PER_IMAGE": "1"}
+    for path in (home / notebook.name, again(notebook, home)):
         output = tmp_path / path.stem
-        cells = execute(path, path.parent, output, COVID_XRAY_OUTPUT=str(output), **settings)
+        cells = execute(path, home, output, COVID_XRAY_OUTPUT=str(output), **settings)
         assert outputs_of(cells, "error") == []
-        results = results_of(output, notebook)
-        numbers.append({key: results[key] for key in ("cases", "trust")})
-    assert numbers[0] == numbers[1]
+    plain, whole = results_of(tmp_path / notebook.stem, notebook), results_of(output, notebook)
+    each = json.loads((output / "twice.json").read_text(encoding="utf-8"))
+    for key in ("cases", "trust"):
+        assert plain[key] and each[key] == plain[key] and whole[key] == plain[key], key
+
+
+KAGGLEHUB = """
+import pathlib, time
+HERE = pathlib.Path(__file__).parent
+def dataset_download(handle, path=None, *, force_download=False, output_dir=None):
+    name = pathlib.PurePosixPath(path).name
+    with (HERE / "asked").open("a") as file:
+        file.write(name + "\\n")
+    if (HERE / "slow").exists() and len((HERE / "asked").read_text().splitlines()) > 60:
+        time.sleep(600)
+    kind = "pneumonia_bac" if "bacteria" in name else "pneumonia_vir" if "virus" in name else "normal"
+    return str(HERE / f"{kind}.jpeg")
+"""
+
+
+def test_alone_without_the_articles_link(tree, server, tmp_path):
+    """Drive answers 404: the notebook rebuilds its data set, and goes on where kill -9 stopped it."""
+    home, modules = tmp_path / "content", tmp_path / "modules"
+    home.mkdir()
+    modules.mkdir()
+    notebook = home / BINARY.name
+    shutil.copy(BINARY, home)
+    (modules / "kagglehub.py").write_text(KAGGLEHUB, encoding="utf-8")
+    pictures = {kind.name: next(kind.iterdir()) for kind in (tree / "all" / "train").iterdir()}
+    for kind, picture in pictures.items():
+        shutil.copy(picture, modules / f"{kind}.jpeg")
+    collection = xray.ALL_IMAGES.loc[xray.ALL_IMAGES["patient"].str.startswith("cohen"), "filename"]
+    for index, name in enumerate(collection):
+        server.put(f"/images/{name}", list(pictures.values())[index % 2].read_bytes())
+    settings = {"COVID_XRAY_URL": server.put("/gone.zip", b"gone", 404), "COVID_CHESTXRAY_URL": server.url}
+    settings |= {"PYTHONPATH": str(modules), "VGG16_WEIGHTS": "random", **QUICK}
+    (modules / "slow").touch()
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", notebook.name, "--stdout"]
+    with subprocess.Popen(
+        command, cwd=home, env=clean_environment(**settings), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as victim:
+        pool, deadline = home / "data" / "public", time.time() + 120
+        while not (pool.exists() and len(list(pool.glob("[!.]*"))) >= 100) and time.time() < deadline:
+            time.sleep(0.2)
+        kernels = psutil.Process(victim.pid).children(recursive=True)
+        for process in (*kernels, victim):
+            process.kill()
+        psutil.wait_procs(kernels, timeout=30)
+    kept = {path.name for path in pool.glob("[!.]*")}
+    assert 100 <= len(kept) < len(xray.ARTICLE) and not (home / "data" / "two").exists()
+    (modules / "slow").unlink()
+    (modules / "asked").unlink()
+    before = len(server.asked)
+    cells = execute(notebook, home, tmp_path, **settings)
+    assert outputs_of(cells, "error") == []
+    fetched = [path.rpartition("/")[2] for path in server.asked[before:]]
+    fetched += (modules / "asked").read_text().splitlines()
+    assert not kept & set(fetched) and set(xray.ARTICLE["filename"]) <= kept | set(fetched)
+    results = results_of(home / "output", BINARY)
+    assert results["dataset"] == "Covid_Data_GradientCrescent" and results["cases"]["binary"]["test"]["n"] == 18
+    assert results["trust"]["controls"]["n"] == len(xray.CONTROLS) == 97
+    assert sorted(path.name for path in (home / "data").iterdir()) == ["all", "controls", "two"]
 
 
 def test_papermill(tree, tmp_path):
