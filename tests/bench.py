@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 sys.path[:0] = [str(NOTEBOOKS), str(ROOT / "data")]
 if "--part" in sys.argv:  # the process that only starts the others needs no TensorFlow
+    import dataset
     import phantoms
     import xray
     from sklearn.linear_model import LogisticRegression
@@ -62,7 +63,7 @@ COUNT = int(os.environ.get("BENCH_IMAGES", 192))
 def lesson(name):
     """Return the constants of a lesson's settings cell, and its generators, as a namespace."""
     path = NOTEBOOKS / f"Covid19_GradientCrescent_{name}.ipynb"
-    constants = {"xray": xray, "GENTLE": {}}
+    constants = {"dataset": dataset, "xray": xray, "GENTLE": {}}
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if "parameters" in cell["metadata"].get("tags", []) or source.startswith("GENTLE = "):
@@ -77,8 +78,8 @@ def lesson(name):
 
 def load(tree, folder=None):
     """Return the images of a tree; and its folder, columns of its table, and rows by split."""
-    folder = folder or xray.find_images(tree)
-    images, table = xray.load_images(folder, class_names=FOUR[: 2 if tree == "two" else 4])
+    folder = folder or dataset.find_images(tree)
+    images, table = dataset.load_images(folder, class_names=FOUR[: 2 if tree == "two" else 4])
     facts = {name: table[name].to_numpy() for name in ("label", "split", "patient")}
     for split in ("train", "validation", "test"):
         facts[split] = np.flatnonzero(table["split"] == split)
@@ -167,7 +168,7 @@ def measure_literal(case):
     datagen = ImageDataGenerator(rescale=1 / 255, validation_split=0.2, **recipe)
     options = {"target_size": (150, 150), "batch_size": 10, "seed": 42, "classes": names}
     options["class_mode"] = "binary" if case == "binary" else "sparse"
-    folder, subsets = xray.find_images(settings.tree) / "train", ("training", "validation")
+    folder, subsets = dataset.find_images(settings.tree) / "train", ("training", "validation")
     flow, held_out = (datagen.flow_from_directory(folder, subset=k, **options) for k in subsets)
     model, clock = build_model(len(names), settings.LEARNING_RATE, load_base()), time.perf_counter
     note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: ticks.append(clock()))
@@ -308,7 +309,7 @@ def measure_large(count):
 
 def measure_notebooks(name, revision, rounds):
     """Seconds of a whole notebook: that of `revision`, now, and now a second time, in turns."""
-    os.environ["COVID_XRAY_DATA"] = str(xray.find_images("all").resolve().parent)
+    os.environ["COVID_XRAY_DATA"] = str(dataset.find_images("all").resolve().parent)
     if (weights := xray.find_weights()) not in (None, "imagenet"):
         os.environ["VGG16_WEIGHTS"] = str(Path(weights).resolve())
     command, timed = ["git", "archive", revision], defaultdict(list)
@@ -341,9 +342,9 @@ def load_pools(precision, pool):
 
     counts = {"none": 1, "gentle": 16, "article": int(pool)}
     pools = {recipe: extract(recipe, images, views) for recipe, views in counts.items()}
-    controls, frames = xray.find_controls(data.folder.parent), images[data.label < 2].copy()
+    controls, frames = dataset.find_controls(data.folder.parent), images[data.label < 2].copy()
     frames[:, 7:143, 7:143] = 0  # the central 90% of height and width
-    pictures = xray.read_images(controls["file"], 150)
+    pictures = dataset.read_images(controls["file"], 150)
     return data, pools, controls, extract("none", pictures)[0], extract("none", frames)[0]
 
 

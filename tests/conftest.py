@@ -20,12 +20,12 @@ sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "data")]
 for setting in [name for name in os.environ if name.startswith(SETTINGS)]:
     del os.environ[setting]  # the tests set their own
 
+import dataset  # noqa: E402
 import phantoms  # noqa: E402
 import prepare  # noqa: E402
-import xray  # noqa: E402
 
 real_images = pytest.mark.skipif(
-    not (SHARED / "data" / xray.ZIP_NAME).exists(), reason="the article's images are not here"
+    not (SHARED / "data" / dataset.ZIP_NAME).exists(), reason="the article's images are not here"
 )
 
 
@@ -40,7 +40,7 @@ def tree(tmp_path_factory):
 @pytest.fixture(scope="session")
 def archive(tree, tmp_path_factory):
     """The tree as a zip of the article's name, with the rubbish that the article's own zip holds."""
-    path = tmp_path_factory.mktemp("zip") / xray.ZIP_NAME
+    path = tmp_path_factory.mktemp("zip") / dataset.ZIP_NAME
     with zipfile.ZipFile(path, "w") as zipped:
         for file in sorted(tree.rglob("*")):
             if file.is_file() and file.relative_to(tree).parts[0] in ("two", "all"):

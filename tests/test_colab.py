@@ -63,9 +63,9 @@ def test_both_notebooks_at_once_in_one_folder(python, archive, server, tmp_path)
     colab = dict(
         line.split("==") for line in (ROOT / "tests" / "requirements-colab.txt").read_text().split() if "==" in line
     )
-    for results, dataset, cases in ((binary, "two", ["binary"]), (multi, "all", MULTI_CASES)):
+    for results, name, cases in ((binary, "two", ["binary"]), (multi, "all", MULTI_CASES)):
         assert results["versions"]["tensorflow"] == colab["tensorflow"]
         assert results["versions"]["keras"] == colab["keras"]
-        assert results["dataset"] == dataset and results["weights"] == "random"
+        assert results["dataset"] == name and results["weights"] == "random"
         assert list(results["cases"]) == cases
     assert binary["cases"]["binary"]["test"]["n"] == 4 and multi["cases"]["four"]["test"]["n"] == 8

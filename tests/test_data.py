@@ -15,6 +15,7 @@ import types
 import zipfile
 
 import cv2
+import dataset
 import keras
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ import pytest
 import requests
 import xray
 from conftest import ROOT, clean_environment
-from xray import Problem
+from dataset import Problem
 
 UNREACHABLE = "http://127.0.0.1:9/nothing.zip"
 
@@ -40,7 +41,8 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def project(tmp_path):
     """A copy of the project without data, for prepare.py in a process of its own."""
-    for folder, names in (("notebooks", ["xray.py"]), ("data", ["manifest.csv", "prepare.py", "phantoms.py"])):
+    files = {"notebooks": ["dataset.py", "xray.py"], "data": ["manifest.csv", "prepare.py", "phantoms.py"]}
+    for folder, names in files.items():
         (tmp_path / "project" / folder).mkdir(parents=True)
         for name in names:
             shutil.copy(ROOT / folder / name, tmp_path / "project" / folder)
@@ -70,17 +72,14 @@ def files_in(folder):
 def test_the_list_is_the_manifest():
     manifest = pd.read_csv(ROOT / "data" / "manifest.csv", dtype=str)
     columns = ["split", "class", "filename", "patient"]
-    listed = xray.ALL_IMAGES.sort_values(columns).values.tolist()
+    listed = dataset.ALL_IMAGES.sort_values(columns).values.tolist()
     assert listed == manifest[columns].sort_values(columns).values.tolist()
-    assert len(xray.ARTICLE) == 306 and xray.ARTICLE["patient"].nunique() == 259
-    assert len(xray.CONTROLS) == 97 and xray.CONTROLS["patient"].nunique() == 60
-    assert xray.CONTROLS["class"].value_counts()[["bacterial pneumonia", "viral pneumonia", "no finding"]].tolist() == [
-        33,
-        21,
-        13,
-    ]
-    assert not set(xray.CONTROLS["patient"]) & set(xray.ARTICLE["patient"])
-    assert all(map(xray.is_safe, xray.ALL_IMAGES["filename"]))
+    assert len(dataset.ARTICLE) == 306 and dataset.ARTICLE["patient"].nunique() == 259
+    assert len(dataset.CONTROLS) == 97 and dataset.CONTROLS["patient"].nunique() == 60
+    counts = dataset.CONTROLS["class"].value_counts()
+    assert counts[["bacterial pneumonia", "viral pneumonia", "no finding"]].tolist() == [33, 21, 13]
+    assert not set(dataset.CONTROLS["patient"]) & set(dataset.ARTICLE["patient"])
+    assert all(map(dataset.is_safe, dataset.ALL_IMAGES["filename"]))
 
 
 # --- sources, in their order
@@ -108,12 +107,12 @@ def test_download_then_zip_then_trees(project, archive, server):
 
 def test_the_setting_comes_first_and_must_be_right(home, tree, monkeypatch):
     monkeypatch.setenv("COVID_XRAY_DATA", str(tree))
-    assert xray.find_images("two", UNREACHABLE, home) == tree / "two"
+    assert dataset.find_images("two", UNREACHABLE, home) == tree / "two"
     monkeypatch.setenv("COVID_XRAY_DATA", str(tree / "all"))
-    assert xray.find_images("two", UNREACHABLE, home) == tree / "all"
+    assert dataset.find_images("two", UNREACHABLE, home) == tree / "all"
     monkeypatch.setenv("COVID_XRAY_DATA", str(home))
     with pytest.raises(Problem, match="holds neither two/train nor train/"):
-        xray.find_images("two", UNREACHABLE, home)
+        dataset.find_images("two", UNREACHABLE, home)
 
 
 @pytest.mark.parametrize("kind", ["path", "file", "http"])
@@ -122,8 +121,8 @@ def test_mirrors(kind, home, archive, server):
     copy = home.parent / "a copy.zip"
     shutil.copy(archive, copy)
     url = {"path": str(copy), "file": copy.as_uri(), "http": server.put("/a%20copy.zip", archive.read_bytes())}[kind]
-    assert xray.find_images("two", url, home) == home / "two"
-    assert files_in(home) == [xray.ZIP_NAME, "all", "two"]
+    assert dataset.find_images("two", url, home) == home / "two"
+    assert files_in(home) == [dataset.ZIP_NAME, "all", "two"]
 
 
 @pytest.mark.parametrize(
@@ -137,8 +136,8 @@ def test_mirrors(kind, home, archive, server):
 )
 def test_no_page_is_taken_for_the_zip(home, server, body, status, words):
     with pytest.raises(Problem, match=words) as caught:
-        xray.fetch_zip(server.put("/data.zip", body, status), home)
-    assert "Open it in a browser" in str(caught.value) and xray.ZIP_NAME in str(caught.value)
+        dataset.fetch_zip(server.put("/data.zip", body, status), home)
+    assert "Open it in a browser" in str(caught.value) and dataset.ZIP_NAME in str(caught.value)
     assert files_in(home) == []
 
 
@@ -151,24 +150,24 @@ def test_gdown_is_given_a_time_limit(home, monkeypatch):
             requests.Session().request("GET", "http://127.0.0.1:9")
         asked["url"] = url
 
-    monkeypatch.setattr(xray.gdown, "download", stand_in)
+    monkeypatch.setattr(dataset.gdown, "download", stand_in)
     monkeypatch.setattr(requests.Session, "send", lambda self, request, **options: asked.update(options) or fail())
 
     def fail():
         raise requests.ConnectionError("no")
 
     with pytest.raises(Problem, match="not a zip"):
-        xray.fetch_zip(xray.DRIVE_URL, home)
-    assert asked["url"] == xray.DRIVE_URL and asked["timeout"] == xray.TIMEOUT == 60
+        dataset.fetch_zip(dataset.DRIVE_URL, home)
+    assert asked["url"] == dataset.DRIVE_URL and asked["timeout"] == dataset.TIMEOUT == 60
 
 
 def test_a_server_that_hangs_and_one_that_never_stops(home, server, monkeypatch):
-    monkeypatch.setattr(xray, "TIMEOUT", 1)
+    monkeypatch.setattr(dataset, "TIMEOUT", 1)
     with pytest.raises(Problem, match="[Tt]imed out"):
-        xray.fetch_zip(server.put("/hangs.zip", None), home)
-    monkeypatch.setitem(xray.LARGEST, ".zip", 1000)
+        dataset.fetch_zip(server.put("/hangs.zip", None), home)
+    monkeypatch.setitem(dataset.LARGEST, ".zip", 1000)
     with pytest.raises(Problem, match="more than 0 MB"):
-        xray.fetch_zip(server.put("/large.zip", b"x" * 2_000_000), home)
+        dataset.fetch_zip(server.put("/large.zip", b"x" * 2_000_000), home)
     assert files_in(home) == []
 
 
@@ -176,39 +175,39 @@ def test_a_server_that_hangs_and_one_that_never_stops(home, server, monkeypatch)
 def test_truncated_zip(home, archive, server, cut):
     content = archive.read_bytes()
     with pytest.raises(Problem, match="not a zip"):
-        xray.fetch_zip(server.put("/data.zip", content[: int(cut * len(content))]), home)
-    (home / xray.ZIP_NAME).write_bytes(content[: int(cut * len(content))])
+        dataset.fetch_zip(server.put("/data.zip", content[: int(cut * len(content))]), home)
+    (home / dataset.ZIP_NAME).write_bytes(content[: int(cut * len(content))])
     with pytest.raises(Problem, match="is damaged"):
-        xray.find_images("two", UNREACHABLE, home)
-    assert files_in(home) == [xray.ZIP_NAME]
+        dataset.find_images("two", UNREACHABLE, home)
+    assert files_in(home) == [dataset.ZIP_NAME]
 
 
 def test_damaged_zip(home, archive):
     content = bytearray(archive.read_bytes())
     content[len(content) // 3 : len(content) // 3 + 4000] = bytes(4000)
-    (home / xray.ZIP_NAME).write_bytes(content)
+    (home / dataset.ZIP_NAME).write_bytes(content)
     with pytest.raises(Problem, match="is damaged|cannot be unpacked"):
-        xray.find_images("two", UNREACHABLE, home)
-    assert files_in(home) == [xray.ZIP_NAME]
+        dataset.find_images("two", UNREACHABLE, home)
+    assert files_in(home) == [dataset.ZIP_NAME]
 
 
 @pytest.mark.parametrize(
     "name", ["../evil.txt", "/etc/evil.txt", "two/../../evil.txt", "..\\evil.txt", "C:/evil.txt", "two/CON"]
 )
 def test_zip_that_would_write_elsewhere(home, name):
-    with zipfile.ZipFile(home / xray.ZIP_NAME, "w") as zipped:
+    with zipfile.ZipFile(home / dataset.ZIP_NAME, "w") as zipped:
         zipped.writestr("two/train/covid/a.jpg", b"x")
         zipped.writestr(name, b"x")
     with pytest.raises(Problem, match="would be written outside"):
-        xray.find_images("two", UNREACHABLE, home)
-    assert files_in(home) == [xray.ZIP_NAME] and files_in(home.parent) == ["data"]
+        dataset.find_images("two", UNREACHABLE, home)
+    assert files_in(home) == [dataset.ZIP_NAME] and files_in(home.parent) == ["data"]
 
 
 def test_another_zip(home):
-    with zipfile.ZipFile(home / xray.ZIP_NAME, "w") as zipped:
+    with zipfile.ZipFile(home / dataset.ZIP_NAME, "w") as zipped:
         zipped.writestr("cats/1.jpg", b"x")
     with pytest.raises(Problem, match="no folder all/"):
-        xray.find_images("two", UNREACHABLE, home)
+        dataset.find_images("two", UNREACHABLE, home)
 
 
 # --- the public sources
@@ -226,13 +225,13 @@ class NotThere(requests.HTTPError):
 def public(home, tree, server, monkeypatch):
     """Both public sources: the collection on loopback, and a stand-in for kagglehub of its real signature."""
     picture = next((tree / "all" / "train" / "covid").iterdir())
-    for name in xray.ALL_IMAGES.loc[xray.ALL_IMAGES["patient"].str.startswith("cohen"), "filename"]:
+    for name in dataset.ALL_IMAGES.loc[dataset.ALL_IMAGES["patient"].str.startswith("cohen"), "filename"]:
         server.put(f"/images/{name}", picture.read_bytes())
     asked = []
 
     def dataset_download(handle, path=None, *, force_download=False, output_dir=None):
         asked.append(path)
-        assert handle == xray.KAGGLE
+        assert handle == dataset.KAGGLE
         if path.split("/")[1] != ("train" if "person" in path else "test"):
             raise NotThere
         return str(picture)
@@ -245,28 +244,28 @@ def public(home, tree, server, monkeypatch):
 def test_a_dead_link_leads_to_the_public_sources(public, capsys):
     """Drive answers 404: the data set is rebuilt, file by file, under the article's names."""
     url = public.server.put("/gone.zip", b"gone", 404)
-    folder = xray.find_images("all", url, public.home)
+    folder = dataset.find_images("all", url, public.home)
     printed = capsys.readouterr().out
     assert "404" in printed and "come from their public sources" in printed
-    images, table = xray.load_images(folder)
-    assert len(images) == 306 and xray.identify(folder, table["file"]) == "Covid_Data_GradientCrescent"
-    _, table = xray.load_images(public.home / "two")
-    assert xray.identify(public.home / "two", table["file"]) == "Covid_Data_GradientCrescent"
+    images, table = dataset.load_images(folder)
+    assert len(images) == 306 and dataset.identify(folder, table["file"]) == "Covid_Data_GradientCrescent"
+    _, table = dataset.load_images(public.home / "two")
+    assert dataset.identify(public.home / "two", table["file"]) == "Covid_Data_GradientCrescent"
     assert files_in(public.home) == ["all", "two"]
     assert sum("PNEUMONIA" in path for path in public.kaggle) == 158  # found in train at once
     assert sum("NORMAL" in path for path in public.kaggle) == 2 * 79  # not in train, then in test
 
 
 def test_what_came_is_kept_and_nothing_is_fetched_twice(public):
-    names = [name for name in xray.ARTICLE["filename"] if f"/images/{name}" in public.server.pages]
+    names = [name for name in dataset.ARTICLE["filename"] if f"/images/{name}" in public.server.pages]
     body = public.server.pages[f"/images/{names[40]}"][1]
     public.server.put(f"/images/{names[40]}", b"", 500)
     with pytest.raises(Problem, match="500.*run again to go on"):
-        xray.rebuild(public.home)
+        dataset.rebuild(public.home)
     kept = len(files_in(public.home / "public"))
     assert kept >= 30 and not (public.home / "all").exists()
     public.server.put(f"/images/{names[40]}", body)
-    xray.rebuild(public.home)
+    dataset.rebuild(public.home)
     asked = [path for path in public.server.asked if path != f"/images/{names[40]}"]
     assert len(asked) == len(set(asked)) == 68
 
@@ -275,37 +274,37 @@ def test_a_forced_rebuild_moves_aside_what_is_there(public, capsys):
     for tree in ("all", "two", "all.before-1"):
         (public.home / tree).mkdir()
         (public.home / tree / "mine.txt").write_text(tree)
-    xray.rebuild(public.home)
+    dataset.rebuild(public.home)
     assert files_in(public.home) == ["all", "all.before-1", "all.before-2", "two", "two.before-1"]
     assert (public.home / "all.before-2" / "mine.txt").read_text() == "all" and "is now" in capsys.readouterr().out
-    assert len(xray.load_images(public.home / "all")[0]) == 306
+    assert len(dataset.load_images(public.home / "all")[0]) == 306
 
 
 def test_withdrawn_images_are_named_and_too_many_are_a_problem(public, capsys):
-    names = [name for name in xray.ARTICLE["filename"] if f"/images/{name}" in public.server.pages]
+    names = [name for name in dataset.ARTICLE["filename"] if f"/images/{name}" in public.server.pages]
     public.server.put(f"/images/{names[0]}", b"", 404)
     public.server.put(f"/images/{names[1]}", b"<html>moved</html>")  # a page with status 200 is no image
-    xray.rebuild(public.home)
+    dataset.rebuild(public.home)
     assert f"2 images are no longer available and are left out: {names[0]}, {names[1]}" in capsys.readouterr().out
     folder = public.home / "all"
-    _, table = xray.load_images(folder)
-    assert len(table) == 304 and xray.identify(folder, table["file"]) == "all"
+    _, table = dataset.load_images(folder)
+    assert len(table) == 304 and dataset.identify(folder, table["file"]) == "all"
     for name in names:
         public.server.put(f"/images/{name}", b"", 404)
     with pytest.raises(Problem, match="69 of 306 images are not where they were"):
-        xray.rebuild(public.home)
+        dataset.rebuild(public.home)
 
 
 def test_kagglehub_is_optional_and_its_absence_a_message(public, monkeypatch):
     monkeypatch.setitem(sys.modules, "kagglehub", None)
     with pytest.raises(Problem, match="pip install kagglehub"):
-        xray.rebuild(public.home)
+        dataset.rebuild(public.home)
 
 
 @pytest.mark.parametrize("layout", ["chest_xray/train/NORMAL", "", "zip"])
 def test_kermany_from_disk(layout, public, tmp_path, tree):
     picture = next((tree / "all" / "train" / "covid").iterdir()).read_bytes()
-    names = xray.ARTICLE.loc[xray.ARTICLE["patient"].str.startswith("kermany"), "filename"]
+    names = dataset.ARTICLE.loc[dataset.ARTICLE["patient"].str.startswith("kermany"), "filename"]
     source = tmp_path / "archive.zip" if layout == "zip" else tmp_path / "kermany"
     if layout == "zip":
         with zipfile.ZipFile(source, "w") as zipped:
@@ -317,8 +316,8 @@ def test_kermany_from_disk(layout, public, tmp_path, tree):
         for name in names:
             (source / layout / name).write_bytes(picture)
     prepare.copy_kermany(source, public.home / "public")
-    xray.rebuild(public.home)
-    assert public.kaggle == [] and len(xray.load_images(public.home / "all")[0]) == 306
+    dataset.rebuild(public.home)
+    assert public.kaggle == [] and len(dataset.load_images(public.home / "all")[0]) == 306
     with pytest.raises(Problem, match="lacks 237 of the 237 images"):
         prepare.copy_kermany(tree, tmp_path / "other")
 
@@ -338,7 +337,7 @@ KAGGLE = """
 def test_killed_in_the_middle_of_the_rebuild(project, tree, server, tmp_path):
     """kill -9 while images come: the next run fetches those that are missing, and none twice."""
     picture = next((tree / "all" / "train" / "covid").iterdir())
-    for name in xray.ALL_IMAGES["filename"]:
+    for name in dataset.ALL_IMAGES["filename"]:
         server.put(f"/images/{name}", picture.read_bytes())
     log, stand_in = tmp_path / "log", tmp_path / "modules" / "kagglehub.py"
     stand_in.parent.mkdir()
@@ -367,13 +366,13 @@ def test_killed_in_the_middle_of_the_rebuild(project, tree, server, tmp_path):
 
 
 def test_controls_go_on_where_they_stopped(public, capsys):
-    names = list(xray.CONTROLS["filename"])
+    names = list(dataset.CONTROLS["filename"])
     public.server.put(f"/images/{names[4]}", b"no picture")
     public.server.put(f"/images/{names[5]}", b"", 500)
-    table = xray.find_controls(public.home)
+    table = dataset.find_controls(public.home)
     assert 0 < len(table) < 97 and "run again to go on" in capsys.readouterr().out
     public.server.put(f"/images/{names[5]}", b"", 404)  # withdrawn
-    table = xray.find_controls(public.home)
+    table = dataset.find_controls(public.home)
     there = {path.name for path in table["file"]}
     assert there == {*names} - {names[4], names[5]}
     assert list(table.columns) == ["split", "group", "filename", "patient", "file"]
@@ -382,24 +381,24 @@ def test_controls_go_on_where_they_stopped(public, capsys):
 
 def test_no_controls_at_all_are_a_message(home, server, monkeypatch, capsys):
     monkeypatch.setenv("COVID_CHESTXRAY_URL", server.url)  # 404 for every picture
-    assert len(xray.find_controls(home)) == 0
+    assert len(dataset.find_controls(home)) == 0
     assert "97 of 97 controls are not available" in capsys.readouterr().out
     monkeypatch.setenv("COVID_CHESTXRAY_URL", "http://127.0.0.1:9")
-    assert len(xray.find_controls(home)) == 0
+    assert len(dataset.find_controls(home)) == 0
     assert "127.0.0.1:9 cannot be reached" in capsys.readouterr().out
-    assert len(xray.find_controls(home, ["apples", "pears"])) == 0 and capsys.readouterr().out == ""
+    assert len(dataset.find_controls(home, ["apples", "pears"])) == 0 and capsys.readouterr().out == ""
 
 
 def test_controls_from_a_zip_and_a_folder_that_cannot_be_written(home, public, tree, monkeypatch, capsys):
     with zipfile.ZipFile(home / "controls.zip", "w") as zipped:
-        for name in xray.CONTROLS["filename"][:10]:
+        for name in dataset.CONTROLS["filename"][:10]:
             zipped.write(next((tree / "controls").glob("*.jpeg")), f"controls/{name}")
 
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied", str(home / "controls"))
 
-    monkeypatch.setattr(xray, "fetch_collection", refuse)
-    assert len(xray.find_controls(home)) == 10  # out of the zip
+    monkeypatch.setattr(dataset, "fetch_collection", refuse)
+    assert len(dataset.find_controls(home)) == 10  # out of the zip
     assert "Permission denied" in capsys.readouterr().out
 
 
@@ -408,10 +407,10 @@ def test_names_in_a_list_of_controls_are_checked(home, tree):
     listing = home / "controls" / "controls.csv"
     (home / "evil.jpeg").write_bytes(b"x")
     listing.write_text(listing.read_text() + "../evil.jpeg,no finding,x\n,no finding,y\nC:evil.jpeg,no finding,z\n")
-    table = xray.find_controls(home)
+    table = dataset.find_controls(home)
     assert len(table) == 6 and not table["filename"].str.contains("evil").any()
     listing.write_text("filename,group,patient\n")
-    assert len(xray.find_controls(home)) == 0 and "group" in xray.find_controls(home)  # a header alone
+    assert len(dataset.find_controls(home)) == 0 and "group" in dataset.find_controls(home)  # a header alone
 
 
 # --- weights
@@ -477,14 +476,14 @@ def test_weights_from_kerass_server(weights, server, tmp_path, monkeypatch):
     monkeypatch.setattr(vgg16, "WEIGHTS_PATH_NO_TOP", server.put("/none.h5", b"", status=503))
     with pytest.raises(Problem, match="cannot be read from 'imagenet'"):
         xray.load_vgg16("imagenet")
-    assert socket.getdefaulttimeout() == xray.TIMEOUT == 60
+    assert socket.getdefaulttimeout() == dataset.TIMEOUT == 60
     monkeypatch.setattr(vgg16, "WEIGHTS_PATH_NO_TOP", server.put("/hangs.h5", None))
     socket.setdefaulttimeout(1)
     try:
         with pytest.raises(Problem, match="timed out"):
             xray.load_vgg16("imagenet")
     finally:
-        socket.setdefaulttimeout(xray.TIMEOUT)
+        socket.setdefaulttimeout(dataset.TIMEOUT)
     monkeypatch.setattr(vgg16, "WEIGHTS_PATH_NO_TOP", server.put("/half.h5", weights.read_bytes()[:200000]))
     with pytest.raises(Problem, match="VGG16"):
         xray.load_vgg16("imagenet")
@@ -524,7 +523,7 @@ def test_unreadable_image_is_named(copy, content):
     bad = copy / "all" / "train" / "normal" / "zz_bad.png"
     bad.write_bytes(content)
     with pytest.raises(Problem, match=r"zz_bad\.png cannot be read as an image. Replace or delete it"):
-        xray.load_images(copy / "all")
+        dataset.load_images(copy / "all")
 
 
 def test_prepare_says_it_in_one_line(copy, project):
@@ -538,14 +537,14 @@ def test_prepare_says_it_in_one_line(copy, project):
 
 def test_rubbish_is_passed_over_and_a_wrong_ending_is_no_fault(copy):
     folder = copy / "two" / "train" / "covid"
-    before = xray.list_images(folder)
+    before = dataset.list_images(folder)
     for name in ("desktop.ini", "Thumbs.db", ".hidden.jpg", "notes.txt"):
         (folder / name).write_bytes(b"x")
     (copy / "two" / "train" / ".ipynb_checkpoints").mkdir()
     (folder / ".ipynb_checkpoints").mkdir()
-    assert xray.list_images(folder) == before and xray.list_classes(copy / "two", "train") == ["covid", "normal"]
+    assert dataset.list_images(folder) == before and dataset.list_classes(copy / "two", "train") == ["covid", "normal"]
     before[0].rename(before[0].with_suffix(".PNG"))  # a JPEG under another name
-    assert len(xray.load_images(copy / "two")[0]) == 14
+    assert len(dataset.load_images(copy / "two")[0]) == 14
 
 
 def test_kinds_of_image(tmp_path):
@@ -563,25 +562,25 @@ def test_kinds_of_image(tmp_path):
     cv2.imwrite(str(tmp_path / "twelve16.png"), gray.astype(np.uint16) << 4)
     cv2.imwrite(str(tmp_path / "large.png"), np.kron(gray, np.ones((34, 40), np.uint8)))
     for name in ("gray", "palette", "full16", "twelve16"):
-        image = xray.read_image(tmp_path / f"{name}.png")
+        image = dataset.read_image(tmp_path / f"{name}.png")
         assert image.dtype == np.uint8
         np.testing.assert_array_equal(image, np.dstack([gray] * 3), err_msg=name)
     for name in ("rgb", "rgba"):
-        np.testing.assert_array_equal(xray.read_image(tmp_path / f"{name}.png"), color)
-    assert np.abs(xray.read_image(tmp_path / "cmyk.jpg").astype(int) - color).max() <= 6
-    assert xray.read_image(tmp_path / "large.png").shape == (4080, 4000, 3)
-    assert xray.thumbnail(tmp_path / "large.png").shape[0] == 260
+        np.testing.assert_array_equal(dataset.read_image(tmp_path / f"{name}.png"), color)
+    assert np.abs(dataset.read_image(tmp_path / "cmyk.jpg").astype(int) - color).max() <= 6
+    assert dataset.read_image(tmp_path / "large.png").shape == (4080, 4000, 3)
+    assert dataset.thumbnail(tmp_path / "large.png").shape[0] == 260
 
 
 def test_class_in_one_split_alone(copy):
     shutil.rmtree(copy / "all" / "test" / "normal")
     with pytest.raises(Problem, match=r"test.normal holds no image"):
-        xray.load_images(copy / "all")
+        dataset.load_images(copy / "all")
     shutil.rmtree(copy / "all" / "train" / "normal")
-    assert len(set(xray.load_images(copy / "all")[1]["class"])) == 3
+    assert len(set(dataset.load_images(copy / "all")[1]["class"])) == 3
     shutil.copytree(copy / "all" / "test" / "covid", copy / "all" / "test" / "surprise")
     with pytest.raises(Problem, match=r"train.surprise holds no image"):
-        xray.load_images(copy / "all")
+        dataset.load_images(copy / "all")
 
 
 def test_one_class_and_tiny_classes(copy):
@@ -590,11 +589,11 @@ def test_one_class_and_tiny_classes(copy):
         for path in sorted((folder / "train" / name).iterdir())[1:]:
             path.unlink()
     with pytest.raises(Problem, match="no image to validate on"):
-        xray.load_images(folder)
+        dataset.load_images(folder)
     for split in ("train", "test"):
         shutil.rmtree(folder / split / "normal")
     with pytest.raises(Problem, match="has 1 class"):
-        xray.load_images(folder)
+        dataset.load_images(folder)
 
 
 # --- faults of the machine
@@ -638,7 +637,7 @@ def test_two_runs_at_once(project, archive, server):
 
 def test_full_disk(home, archive):
     """A limit on the size of files stands in for a full disk: the error takes the same path through the code."""
-    shutil.copy(archive, home / xray.ZIP_NAME)
+    shutil.copy(archive, home / dataset.ZIP_NAME)
     limit = (10_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
 
     def shrink():
@@ -648,16 +647,16 @@ def test_full_disk(home, archive):
     code = f"""
         import sys, pathlib
         sys.path.insert(0, {str(ROOT / "notebooks")!r})
-        import xray
+        import dataset
         try:
-            xray.find_images("two", home=pathlib.Path({str(home)!r}))
-        except xray.Problem as error:
+            dataset.find_images("two", home=pathlib.Path({str(home)!r}))
+        except dataset.Problem as error:
             sys.exit(f"Problem: {{error}}")
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, env=settings_for(), capture_output=True, text=True, preexec_fn=shrink)
     assert done.returncode == 1 and "cannot be unpacked" in done.stderr and "File too large" in done.stderr, done.stderr
-    assert files_in(home) == [xray.ZIP_NAME]
+    assert files_in(home) == [dataset.ZIP_NAME]
 
 
 def test_data_that_cannot_be_written(home, archive, monkeypatch):
@@ -667,13 +666,13 @@ def test_data_that_cannot_be_written(home, archive, monkeypatch):
         raise PermissionError(13, "Permission denied", str(home))
 
     with monkeypatch.context() as patch:
-        patch.setattr(xray.gdown, "download", refuse)
+        patch.setattr(dataset.gdown, "download", refuse)
         with pytest.raises(Problem, match="Permission denied.*COVID_XRAY_URL"):
-            xray.fetch_zip(xray.DRIVE_URL, home)
-    shutil.copy(archive, home / xray.ZIP_NAME)
-    monkeypatch.setattr(xray.tempfile, "TemporaryDirectory", refuse)
+            dataset.fetch_zip(dataset.DRIVE_URL, home)
+    shutil.copy(archive, home / dataset.ZIP_NAME)
+    monkeypatch.setattr(dataset.tempfile, "TemporaryDirectory", refuse)
     with pytest.raises(Problem, match="cannot be unpacked into .*Permission denied"):
-        xray.find_images("two", UNREACHABLE, home)
+        dataset.find_images("two", UNREACHABLE, home)
 
 
 def test_an_output_folder_that_cannot_be_made(tmp_path):

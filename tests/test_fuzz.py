@@ -5,6 +5,7 @@ import re
 import zipfile
 
 import cv2
+import dataset
 import numpy as np
 import xray
 from hypothesis import HealthCheck, given, settings
@@ -29,8 +30,8 @@ def test_image_headers(tmp_path, picture, cuts):
     path = tmp_path / "image.png"
     path.write_bytes(data)
     try:
-        image = xray.read_image(path)
-    except xray.Problem as problem:
+        image = dataset.read_image(path)
+    except dataset.Problem as problem:
         assert str(path) in str(problem)
     else:
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
@@ -54,12 +55,12 @@ def test_zip_members(tmp_path_factory, names, garbage, place):
             zipped.writestr(name, b"content" * 5)
     data = bytearray(buffer.getvalue())
     data[place : place + len(garbage)] = garbage
-    (home / xray.ZIP_NAME).write_bytes(data)
+    (home / dataset.ZIP_NAME).write_bytes(data)
     try:
-        xray.unzip_images(home / xray.ZIP_NAME, home)
-    except xray.Problem as problem:
-        assert xray.ZIP_NAME in str(problem)
-    assert {path.name for path in home.iterdir()} <= {xray.ZIP_NAME, "two", "all"}
+        dataset.unzip_images(home / dataset.ZIP_NAME, home)
+    except dataset.Problem as problem:
+        assert dataset.ZIP_NAME in str(problem)
+    assert {path.name for path in home.iterdir()} <= {dataset.ZIP_NAME, "two", "all"}
     assert [path.name for path in outside.iterdir()] == ["a"]
     assert [path.name for path in (outside / "a" / "b").iterdir()] == ["data"]
 
@@ -68,16 +69,16 @@ def test_zip_members(tmp_path_factory, names, garbage, place):
 @given(name=st.text(max_size=12) | st.text(st.sampled_from("aCONul1.:/\\ \0\n"), max_size=8))
 def test_names_from_outside(name):
     """What passes is one plain part of a path on Linux, macOS, and Windows alike."""
-    if xray.is_safe(name):
+    if dataset.is_safe(name):
         assert name and not set(name) & set('\\/:*?"<>|\0\n') and name not in (".", "..") and len(name) <= 200
         assert not re.fullmatch(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", name) and name[-1] not in " ."
 
 
 def test_names_that_are_refused():
     for name in ("", ".", "..", "C:evil.jpg", "a/b", "a\\b", "NUL", "com1.txt", "x.", "x ", "a\0b", "a\nb", "n" * 201):
-        assert not xray.is_safe(name), name
+        assert not dataset.is_safe(name), name
     for name in ("1-s2.0-S0140673620303706-fx1_lrg.jpg", "nejmoa2001191_f3-PA.jpeg", "Ärzte 1.png", "console.jpg"):
-        assert xray.is_safe(name), name
+        assert dataset.is_safe(name), name
 
 
 @relaxed
@@ -90,7 +91,7 @@ def test_settings(text):
     try:
         value = xray.whole_number("NUM_EPOCHS", text)
         assert value == int(text.strip()) and 1 <= value <= 999999
-    except xray.Problem as problem:
+    except dataset.Problem as problem:
         assert "NUM_EPOCHS" in str(problem)
 
 
@@ -107,7 +108,7 @@ def test_lists_of_patients(tmp_path, rows, head):
     text = "\n".join([head, *(",".join(row) for row in rows)])
     (tmp_path / "patients.csv").write_text(text, encoding="utf-8")
     try:
-        patients = xray.patients_of(tmp_path, files)
+        patients = dataset.patients_of(tmp_path, files)
         assert len(patients) == 3 and all(patients)
-    except xray.Problem as problem:
+    except dataset.Problem as problem:
         assert "patients.csv" in str(problem)

@@ -7,10 +7,10 @@ import subprocess
 import sys
 import time
 
+import dataset
 import numpy as np
 import psutil
 import pytest
-import xray
 from conftest import BINARY, MULTI, ROOT, clean_environment, execute, outputs_of
 
 QUICK = {"NUM_EPOCHS": "4", "VIEWS_PER_IMAGE": "2"}
@@ -81,9 +81,8 @@ def test_alone_in_a_folder(notebook, archive, server, tmp_path):
     assert sorted(path.name for path in (home / "data").iterdir()) == [
         "Covid_Data_GradientCrescent.zip", "all", "controls", "two",
     ]  # fmt: skip
-    assert (home / "xray.py").read_text(encoding="utf-8") == (ROOT / "notebooks" / "xray.py").read_text(
-        encoding="utf-8"
-    )
+    for name in ("dataset.py", "xray.py"):
+        assert (home / name).read_bytes() == (ROOT / "notebooks" / name).read_bytes()
     results = results_of(home / "output", notebook)
     assert results["dataset"] == ("two" if notebook == BINARY else "all") and results["weights"] == "random"
     assert results["trust"]["controls"]["n"] == 0
@@ -93,16 +92,16 @@ def test_alone_in_a_folder(notebook, archive, server, tmp_path):
 def test_an_edit_of_the_toolbox_takes_effect_in_a_clone(tree, tmp_path):
     """In a clone the notebook imports the file, and leaves it as it is."""
     home = tmp_path / "clone"
-    for folder, names in (("notebooks", ["xray.py", BINARY.name]), ("data", ["manifest.csv"])):
+    for folder, names in (("notebooks", ["dataset.py", "xray.py", BINARY.name]), ("data", ["manifest.csv"])):
         (home / folder).mkdir(parents=True)
         for name in names:
             shutil.copy(ROOT / folder / name, home / folder)
-    toolbox = home / "notebooks" / "xray.py"
+    toolbox = home / "notebooks" / "dataset.py"
     edited = toolbox.read_text(encoding="utf-8").replace('covid="COVID-19"', 'covid="EDITED"')
     toolbox.write_text(edited, encoding="utf-8")
     content = json.loads(BINARY.read_text(encoding="utf-8"))
     content["cells"] = content["cells"][
-        : next(i for i, c in enumerate(content["cells"]) if "xray.count_images(" in str(c)) + 1
+        : next(i for i, c in enumerate(content["cells"]) if "dataset.count_images(" in str(c)) + 1
     ]
     (home / "notebooks" / BINARY.name).write_text(json.dumps(content), encoding="utf-8")
     cells = execute(home / "notebooks" / BINARY.name, home / "notebooks", tmp_path, COVID_XRAY_DATA=str(tree))
@@ -147,7 +146,8 @@ def test_run_again_in_one_kernel(notebook, tree, weights, tmp_path):
     home.mkdir()
     (tmp_path / "data").mkdir()
     shutil.copy(ROOT / "data" / "manifest.csv", tmp_path / "data")
-    shutil.copy(ROOT / "notebooks" / "xray.py", home)
+    for name in ("dataset.py", "xray.py"):
+        shutil.copy(ROOT / "notebooks" / name, home)
     shutil.copy(notebook, home)
     settings = {"COVID_XRAY_DATA": str(tree), "VGG16_WEIGHTS": str(weights), "NUM_EPOCHS": "2", "VIEWS_PER_IMAGE": "1"}
     for path in (home / notebook.name, again(notebook, home)):
@@ -185,7 +185,7 @@ def test_alone_without_the_articles_link(tree, server, tmp_path):
     pictures = {kind.name: next(kind.iterdir()) for kind in (tree / "all" / "train").iterdir()}
     for kind, picture in pictures.items():
         shutil.copy(picture, modules / f"{kind}.jpeg")
-    collection = xray.ALL_IMAGES.loc[xray.ALL_IMAGES["patient"].str.startswith("cohen"), "filename"]
+    collection = dataset.ALL_IMAGES.loc[dataset.ALL_IMAGES["patient"].str.startswith("cohen"), "filename"]
     for index, name in enumerate(collection):
         server.put(f"/images/{name}", list(pictures.values())[index % 2].read_bytes())
     settings = {"COVID_XRAY_URL": server.put("/gone.zip", b"gone", 404), "COVID_CHESTXRAY_URL": server.url}
@@ -203,7 +203,7 @@ def test_alone_without_the_articles_link(tree, server, tmp_path):
             process.kill()
         psutil.wait_procs(kernels, timeout=30)
     kept = {path.name for path in pool.glob("[!.]*")}
-    assert 100 <= len(kept) < len(xray.ARTICLE) and not (home / "data" / "two").exists()
+    assert 100 <= len(kept) < len(dataset.ARTICLE) and not (home / "data" / "two").exists()
     (modules / "slow").unlink()
     (modules / "asked").unlink()
     before = len(server.asked)
@@ -211,10 +211,10 @@ def test_alone_without_the_articles_link(tree, server, tmp_path):
     assert outputs_of(cells, "error") == []
     fetched = [path.rpartition("/")[2] for path in server.asked[before:]]
     fetched += (modules / "asked").read_text().splitlines()
-    assert not kept & set(fetched) and set(xray.ARTICLE["filename"]) <= kept | set(fetched)
+    assert not kept & set(fetched) and set(dataset.ARTICLE["filename"]) <= kept | set(fetched)
     results = results_of(home / "output", BINARY)
     assert results["dataset"] == "Covid_Data_GradientCrescent" and results["cases"]["binary"]["test"]["n"] == 18
-    assert results["trust"]["controls"]["n"] == len(xray.CONTROLS) == 97
+    assert results["trust"]["controls"]["n"] == len(dataset.CONTROLS) == 97
     assert sorted(path.name for path in (home / "data").iterdir()) == ["all", "controls", "two"]
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import zipfile
 
+import dataset
 import numpy as np
 import pytest
 import xray
@@ -20,7 +21,7 @@ LEAKED = [f"nejmoa2001191_{figure}.jpeg" for figure in ("f3-PA", "f4", "f5-PA")]
 def unpacked(tmp_path_factory):
     """The images and the controls, unpacked."""
     folder = tmp_path_factory.mktemp("real images")
-    for name in (xray.ZIP_NAME, "controls.zip"):
+    for name in (dataset.ZIP_NAME, "controls.zip"):
         with zipfile.ZipFile(SHARED / "data" / name) as zipped:
             zipped.extractall(folder)
     return folder
@@ -89,11 +90,11 @@ def test_multi(unpacked, tmp_path):
 
 
 def test_manifest_lists_the_zip():
-    with zipfile.ZipFile(SHARED / "data" / xray.ZIP_NAME) as zipped:
+    with zipfile.ZipFile(SHARED / "data" / dataset.ZIP_NAME) as zipped:
         names = {name for name in zipped.namelist() if not name.endswith(("/", ".ini"))}
     expected = {
         f"{tree}/{row['split']}/{row['class']}/{row['filename']}"
-        for row in xray.ARTICLE.to_dict("records")
+        for row in dataset.ARTICLE.to_dict("records")
         for tree in (("all", "two") if row["class"] in ("covid", "normal") else ("all",))
     }
     assert names == expected and len(names) == 454
@@ -102,26 +103,26 @@ def test_manifest_lists_the_zip():
 def test_the_articles_split(unpacked):
     for tree, validation, total in (("two", 26, 130), ("all", 54, 270)):
         folder = unpacked / tree
-        images, table = xray.load_images(folder)
+        images, table = dataset.load_images(folder)
         counts = collections.Counter(table["split"])
         assert counts["validation"] == validation and counts["train"] + validation == total
         assert counts["test"] == 9 * table["class"].nunique() and images.shape[1:] == (150, 150, 3)
-        assert xray.identify(folder, table["file"]) == "Covid_Data_GradientCrescent"
+        assert dataset.identify(folder, table["file"]) == "Covid_Data_GradientCrescent"
 
 
 def test_every_image_has_contrast(unpacked):
     """No image is shown as all black or all white, the 16-bit PNG among the COVID-19 images included."""
-    for path in xray.list_images(unpacked / "all" / "train" / "covid"):
-        assert np.std(xray.read_image(path)) > 10, path.name
+    for path in dataset.list_images(unpacked / "all" / "train" / "covid"):
+        assert np.std(dataset.read_image(path)) > 10, path.name
 
 
 def test_the_zip_and_the_controls_as_a_teacher_puts_them(tmp_path, monkeypatch):
     """Both zips in data/, and no network."""
     monkeypatch.setenv("COVID_CHESTXRAY_URL", "http://127.0.0.1:9")
-    for name in (xray.ZIP_NAME, "controls.zip"):
+    for name in (dataset.ZIP_NAME, "controls.zip"):
         shutil.copy(SHARED / "data" / name, tmp_path)
-    folder = xray.find_images("two", "http://127.0.0.1:9/none.zip", tmp_path)
-    assert len(xray.find_controls(folder.parent)) == 97
+    folder = dataset.find_images("two", "http://127.0.0.1:9/none.zip", tmp_path)
+    assert len(dataset.find_controls(folder.parent)) == 97
 
 
 def test_keras_weights_file_is_accepted():

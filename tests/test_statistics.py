@@ -1,6 +1,7 @@
 """Each statistic against a case worked out by hand; the article's set by its manifest."""
 
 import cv2
+import dataset
 import keras
 import numpy as np
 import pandas as pd
@@ -153,7 +154,7 @@ def test_few_patients_make_few_folds(people, capsys):
     labels = np.repeat([0, 1], [2 * people, 12])
     patients = [f"a{k // 2}" for k in range(2 * people)] + [f"b{k}" for k in range(12)]
     if people == 1:
-        with pytest.raises(xray.Problem, match=r"patients\.csv"):
+        with pytest.raises(dataset.Problem, match=r"patients\.csv"):
             xray.grouped_folds(labels, patients)
         return
     folds = xray.grouped_folds(labels, patients)
@@ -166,50 +167,50 @@ def test_patients_of_the_article_come_from_the_manifest(named, manifest):
     """Every patient of the manifest, no more and no fewer; without any patients.csv."""
     rows = manifest[manifest["split"] != "control"]
     files = list(map("/".join, rows[["split", "class", "filename"]].values))
-    assert xray.patients_of(named, files) == list(rows["patient"])
+    assert dataset.patients_of(named, files) == list(rows["patient"])
 
 
 def test_patients_of_other_images(tmp_path):
     """By file: neither names that look alike nor equal numbers in two folders make one patient."""
     alike = [f"train/a/XR_PATIENT_{number:03d}.png" for number in range(1, 6)]
-    assert xray.patients_of(tmp_path, alike) == alike
+    assert dataset.patients_of(tmp_path, alike) == alike
     numbered = ["train/a/001.jpg", "test/a/001.jpg", "train/b/001.jpg"]
-    assert len(set(xray.patients_of(tmp_path, numbered))) == 3
+    assert len(set(dataset.patients_of(tmp_path, numbered))) == 3
     listing = tmp_path / "patients.csv"
     anna = "file,patient\ntrain/a/001.jpg,anna\ntest/a/001.jpg,anna\n"
     listing.write_text(anna, encoding="utf-8")
-    assert xray.patients_of(tmp_path, numbered) == ["anna", "anna", "train/b/001.jpg"]
+    assert dataset.patients_of(tmp_path, numbered) == ["anna", "anna", "train/b/001.jpg"]
     listing.write_text(anna.replace("anna", ""), encoding="utf-8")
-    assert len(set(xray.patients_of(tmp_path, numbered))) == 3  # a blank names nobody
+    assert len(set(dataset.patients_of(tmp_path, numbered))) == 3  # a blank names nobody
     listing.write_text("name,person\nx,y\n", encoding="utf-8")
-    with pytest.raises(xray.Problem, match="columns file and patient"):
-        xray.patients_of(tmp_path, numbered)
+    with pytest.raises(dataset.Problem, match="columns file and patient"):
+        dataset.patients_of(tmp_path, numbered)
 
 
 def test_load_images_says_what_is_missing(tmp_path):
     """One class, a class in one split alone, and too few to validate: a Problem each."""
     five = [f"train/a/{number}.png" for number in range(5)]
     one = write_images(tmp_path / "one", *five, "test/a/1.png")
-    with pytest.raises(xray.Problem, match="two or more classes"):
-        xray.load_images(one, 8)
+    with pytest.raises(dataset.Problem, match="two or more classes"):
+        dataset.load_images(one, 8)
     late = write_images(tmp_path / "late", *five, "test/a/1.png", "test/b/1.png")
-    with pytest.raises(xray.Problem, match=r"train.b holds no image"):
-        xray.load_images(late, 8)
+    with pytest.raises(dataset.Problem, match=r"train.b holds no image"):
+        dataset.load_images(late, 8)
     early = write_images(tmp_path / "early", *five, "train/b/1.png", "test/a/1.png")
-    with pytest.raises(xray.Problem, match=r"test.b holds no image"):
-        xray.load_images(early, 8)
+    with pytest.raises(dataset.Problem, match=r"test.b holds no image"):
+        dataset.load_images(early, 8)
     few = ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png"]
-    with pytest.raises(xray.Problem, match="no image to validate on"):
-        xray.load_images(write_images(tmp_path / "few", *few), 8)
+    with pytest.raises(dataset.Problem, match="no image to validate on"):
+        dataset.load_images(write_images(tmp_path / "few", *few), 8)
     enough = write_images(tmp_path / "enough", *five, *few)
-    images, table = xray.load_images(enough, 8)
+    images, table = dataset.load_images(enough, 8)
     assert images.shape == (len(table), 8, 8, 3) and list(table["label"].unique()) == [0, 1]
     assert list(table["split"]).count("validation") == 1
 
 
 def test_leakage_of_the_article(named):
     """Three COVID-19 test images and one validation image show a patient of the training images."""
-    _, table = xray.load_images(named, 8)
+    _, table = dataset.load_images(named, 8)
     assert list(table["class"].unique()) == FOUR
     assert table["split"].value_counts().to_dict() == {"train": 216, "validation": 54, "test": 36}
     seen = table["patient"].isin(table["patient"][table["split"] == "train"])
@@ -220,13 +221,13 @@ def test_leakage_of_the_article(named):
     figures = "f3-PA", "f4", "f5-PA"
     assert leaked["test"] == [f"{NEJM}_{figure}.jpeg" for figure in figures]
     assert leaked["validation"] == ["person1865_bacteria_4737.jpeg"]
-    _, two = xray.load_images(named, 8, class_names=FOUR[:2])
+    _, two = dataset.load_images(named, 8, class_names=FOUR[:2])
     assert list(two["split"]).count("validation") == 26 and len(two) == 148
 
 
 def test_the_articles_own_images_by_their_names(named):
     """Keras's generator, seed 42: three with no pneumonia but COVID-19's, four with no COVID-19."""
-    _, table = xray.load_images(named, 8)
+    _, table = dataset.load_images(named, 8)
     drawn = {
         count: [
             file.removeprefix("test/").rpartition(".")[0]
@@ -258,7 +259,7 @@ def test_chance_of_the_articles_figures():
 
 def test_score_controls_by_hand():
     """The 97 controls: 33, 21, and 13 have a right answer among the four classes."""
-    controls = xray.CONTROLS.rename(columns={"class": "group"}).reset_index(drop=True)
+    controls = dataset.CONTROLS.rename(columns={"class": "group"}).reset_index(drop=True)
     groups = {"bacterial pneumonia": 33, "viral pneumonia": 21, "no finding": 13}
     groups |= {"other or unspecified": 17, "fungal pneumonia": 13}
     always = xray.score_controls(controls, ["covid"] * 97)
@@ -285,7 +286,7 @@ def test_score_controls_by_hand():
 
 def test_score_controls_of_none():
     """Without controls the counts are 0 and the intervals say nothing."""
-    empty = xray.CONTROLS.rename(columns={"class": "group"})[:0]
+    empty = dataset.CONTROLS.rename(columns={"class": "group"})[:0]
     scored = xray.score_controls(empty, [])
     assert scored["n"] == scored["called_covid"] == 0 and scored["ci95"] == [0, 1]
     assert scored["with_right_answer"] == {"n": 0, "correct": 0, "ci95": [0, 1]}
@@ -299,7 +300,7 @@ def test_committed_lists_are_consistent(manifest):
     assert manifest["patient"][control].nunique() == 60
     covid = set(manifest["patient"][manifest["class"] == "covid"])
     assert not covid & set(manifest["patient"][control])
-    both = pd.concat([xray.ARTICLE, xray.CONTROLS])
+    both = pd.concat([dataset.ARTICLE, dataset.CONTROLS])
     columns = ["split", "class", "filename", "patient"]
     assert sorted(map(tuple, both[columns].values)) == sorted(map(tuple, manifest[columns].values))
 

@@ -5,6 +5,7 @@ import sys
 import textwrap
 import zipfile
 
+import dataset
 import keras
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def base(weights):
 @pytest.fixture(scope="module")
 def loaded(tree):
     """Return images, labels, and the row numbers of training and validation."""
-    images, table = xray.load_images(tree / "two", SIZE, 0.4)
+    images, table = dataset.load_images(tree / "two", SIZE, 0.4)
     rows = [np.flatnonzero(table["split"] == split) for split in ("train", "validation")]
     return images, table["label"].to_numpy(), *rows
 
@@ -99,7 +100,7 @@ def test_head_on_features_is_the_whole_model(run, base, loaded, units):
             history.setdefault(metric, []).extend(values)
         for epoch in range(epochs):
             order.on_epoch_begin(epoch)
-            x, y = (np.concatenate(part) for part in zip(*order.one_epoch()))
+            x, y = (np.concatenate(part) for part in zip(*order.batches.as_numpy_iterator()))
             scored = seen[epoch % 3][validation], labels[validation]
             options = {"batch_size": 2, "shuffle": False, "validation_data": scored, "verbose": 0}
             for metric, values in model.fit(x, y, **options).history.items():
@@ -146,7 +147,7 @@ def test_an_epoch_goes_through_its_view_once():
         batches = list(schedule.batches.as_numpy_iterator())
         assert [len(y) for _, y in batches] == [3, 3, 1]
         x, y = (np.concatenate(part) for part in zip(*batches))
-        assert x.dtype == np.float32
+        assert x.dtype == np.float16
         np.testing.assert_array_equal(x[:, 0], y + 100 * (epoch % 2))
         return list(y)
 
@@ -219,6 +220,7 @@ def test_two_devices_give_the_features_of_one(weights, tree, tmp_path):
         import functools, sys
         from pathlib import Path
         import numpy as np
+        import dataset
         import xray
         from xray import keras, tf
         cpu = tf.config.list_physical_devices("CPU")[0]
@@ -227,7 +229,7 @@ def test_two_devices_give_the_features_of_one(weights, tree, tmp_path):
         devices = ["CPU:0", "CPU:1"]
         tf.distribute.MirroredStrategy = functools.partial(tf.distribute.MirroredStrategy, devices)
         weights, tree, output = sys.argv[1:]
-        images = xray.load_images(Path(tree) / "two", 64)[0][:5]
+        images = dataset.load_images(Path(tree) / "two", 64)[0][:5]
         base = keras.applications.VGG16(weights=weights, include_top=False, input_shape=(64, 64, 3))
         datagen = xray.ImageDataGenerator(rescale=1 / 255, horizontal_flip=True)
         run = xray.Run("test", precision="float32", output=Path(output))
@@ -262,7 +264,7 @@ def test_three_flags_never_took_effect(tree):
 
 def test_split_and_pixels_are_those_of_flow_from_directory(tree):
     """Keras's validation images and its pixels at 150 x 150, within JPEG's rounding."""
-    images, table = xray.load_images(tree / "two")
+    images, table = dataset.load_images(tree / "two")
     for split, subset in (("validation", "validation"), ("train", "training")):
         batches = ImageDataGenerator(validation_split=0.2).flow_from_directory(
             tree / "two" / "train",
@@ -298,16 +300,16 @@ def test_saved_model_is_float32_and_predicts_the_same(base, loaded, tmp_path, mo
     assert {layer.dtype_policy.name for layer in flat} == {"float32"}
     other = keras.Sequential([base, build_head(base.output_shape[1:], 1)])
     monkeypatch.setattr(xray.keras.models, "load_model", lambda _: other)
-    with pytest.raises(xray.Problem, match="does not predict"):
+    with pytest.raises(dataset.Problem, match="does not predict"):
         xray.save_and_check(model, path, images, probabilities)
 
 
 @real_images
 def test_the_articles_own_images(tmp_path):
     """The three and four test images that the article draws, out of its own zip."""
-    with zipfile.ZipFile(SHARED / "data" / xray.ZIP_NAME) as zipped:
+    with zipfile.ZipFile(SHARED / "data" / dataset.ZIP_NAME) as zipped:
         zipped.extractall(tmp_path, [name for name in zipped.namelist() if name.startswith("all/")])
-    _, table = xray.load_images(tmp_path / "all", 8)
+    _, table = dataset.load_images(tmp_path / "all", 8)
     three = xray.article_draw(tmp_path / "all", table, FOUR[:3])
     four = xray.article_draw(tmp_path / "all", table, FOUR)
     assert list(table["file"].iloc[three]) == [
@@ -328,7 +330,7 @@ def test_phantoms_can_be_learned_but_not_trivially(weights, tmp_path):
     import phantoms
 
     phantoms.write_tree(tmp_path / "phantoms", train=16, test=6)
-    images, table = xray.load_images(tmp_path / "phantoms" / "all")
+    images, table = dataset.load_images(tmp_path / "phantoms" / "all")
     shape = (150, 150, 3)
     base = keras.applications.VGG16(weights=str(weights), include_top=False, input_shape=shape)
     run = xray.Run("test", output=tmp_path)
