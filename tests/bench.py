@@ -13,6 +13,7 @@ peak memory, and is saved as it comes to output/bench.json, where parts of earli
   second        Multi's features and heads without the cache, with an empty one, and a second time
   large         with --large N ...: the whole Multi notebook on N phantoms, 2 views, 2 epochs
   notebooks     whole notebooks in turns with those of --revision, and a second time
+  exercises     the numbers in the folded answers of both lessons
   seeds         with --seeds N: test and cross-validated accuracy over N seeds, in two precisions
   heads         with --heads N: what N binary heads predict for the controls
 NUM_EPOCHS, VIEWS_PER_IMAGE, BENCH_ROUNDS, and BENCH_IMAGES in the environment make a quick try.
@@ -43,7 +44,7 @@ if "--part" in sys.argv:  # the process that only starts the others needs no Ten
     import phantoms
     import xray
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import cross_val_predict
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from xray import ImageDataGenerator, keras, tf
@@ -324,6 +325,69 @@ def measure_notebooks(name, revision, rounds):
     return {"now_to_before": now / before, "second_to_now": second / now, "seconds": timed}
 
 
+def fit_logistic(features, labels, folds, strength=0.01):
+    """Return how many rows of pooled features a cross-validated logistic regression gets right."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
+    pooled = np.asarray(features, float).mean(axis=(1, 2))
+    return int((cross_val_predict(model, pooled, labels, cv=folds) == labels).sum())
+
+
+def fit_folds(head, views, plain, labels, folds, epochs, seed=42):
+    """Return the cross-validated probabilities of heads trained on views and tested on plain features."""
+    probabilities = np.zeros((len(labels), max(2, head.output_shape[1])))
+    for rows, out in folds:
+        train(head, views, labels, rows, epochs, seed)
+        probabilities[out] = xray.predict_probabilities(head, plain[out])
+    return probabilities
+
+
+def measure_exercises():
+    """The numbers in the folded answers of the exercises: X-rays that are right, unless the key says otherwise."""
+    settings, base, (images, data), found = lesson("Binary"), load_base(), load("two"), {}
+    run, labels, test = xray.Run("bench", output=Path(os.environ["COVID_XRAY_OUTPUT"])), data.label, data.test
+
+    def extract(some, recipe="none", views=1):
+        return run.extract_features(base, settings.datagens[recipe], some, views)
+
+    def right(features, truth):
+        return int((xray.predict_probabilities(head, features).argmax(axis=1) == truth).sum())
+
+    views, (plain,) = extract(images, "article", settings.VIEWS_PER_IMAGE), extract(images)
+    controls = dataset.find_controls(data.folder.parent)
+    (adults,) = extract(dataset.read_images(controls["file"], 150))
+    head = build_model(2, settings.LEARNING_RATE, **FAST)
+    for epochs in (2, 5, settings.NUM_EPOCHS):
+        train(head, views, labels, data.train, epochs)
+        found[f"{epochs} epochs, test"] = right(plain[test], labels[test])
+        found[f"{epochs} epochs, controls predicted COVID-19"] = right(adults, 0)
+    for share in (0.95, 0.98, 1):
+        hidden, margin = images.copy(), int(150 * (1 - share) / 2)
+        hidden[:, margin : 150 - margin, margin : 150 - margin] = 0
+        (features,) = extract(hidden)
+        train(head, [features], labels, data.train, settings.NUM_EPOCHS)
+        found[f"frame of {margin} pixels, test"] = right(features[test], labels[test])
+    rows = data.train[~np.isin(data.patient[data.train], data.patient[test])]
+    train(head, views, labels, rows, settings.NUM_EPOCHS)
+    found["shared patients, training images"] = len(data.train) - len(rows)
+    found["without shared patients, test"] = right(plain[test], labels[test])
+    everyone, truth = np.concatenate([plain, adults]), np.append(labels, np.ones(len(adults), int))
+    folds = xray.grouped_folds(truth, np.append(data.patient, controls["patient"]))
+    guesses = fit_folds(head, [everyone], everyone, truth, folds, settings.NUM_EPOCHS).argmax(axis=1) == truth
+    kinds = np.append(np.where(labels == 0, "COVID-19", "children"), np.repeat("controls", len(controls)))
+    found |= {f"remedy, {kind}": int(guesses[kinds == kind].sum()) for kind in ("COVID-19", "children", "controls")}
+    no_finding = (controls["group"] == "no finding").to_numpy()
+    found["remedy, controls with no finding"] = int(guesses[kinds == "controls"][no_finding].sum())
+    (images, data), head = load("all"), build_model(4, 5e-4, **FAST)
+    (plain,), labels, folds = extract(images), data.label, xray.grouped_folds(data.label, data.patient)
+    guesses = fit_folds(head, [plain], plain, labels, folds, 20).argmax(axis=1)
+    found["none, 20 epochs at 5e-4, cross-validated"] = int((guesses == labels).sum())
+    careless = StratifiedKFold(5, shuffle=True, random_state=42)
+    found["logistic, folds that ignore patients"] = fit_logistic(plain, labels, careless)
+    for strength in (0.0001, 0.001, 0.01, 0.1, 1):
+        found[f"logistic, C = {strength}"] = fit_logistic(plain, labels, folds, strength)
+    return found
+
+
 def draw_from(pool, views, seed):
     """Return `views` of the pool, drawn with `seed`."""
     return [pool[k] for k in np.random.default_rng(seed).permutation(len(pool))[:views]]
@@ -340,7 +404,7 @@ def load_pools(precision, pool):
     def extract(recipe, some, views=1):
         return run.extract_features(base, settings.datagens[recipe], some, views)
 
-    counts = {"none": 1, "gentle": 16, "article": int(pool)}
+    counts = {"none": 1, "gentle": int(pool) // 4, "article": int(pool)}
     pools = {recipe: extract(recipe, images, views) for recipe, views in counts.items()}
     controls, frames = dataset.find_controls(data.folder.parent), images[data.label < 2].copy()
     frames[:, 7:143, 7:143] = 0  # the central 90% of height and width
@@ -382,14 +446,15 @@ def measure_seeds(count, precision, pool):
         "children_blackout": (frames, labels[two], patients[two]),
         "adults": (adults, is_control.astype(int), people),
     }
-    logistic = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
-    pooled = np.asarray(plain, float).mean(axis=(1, 2))
     for seed in range(1000, 1000 + int(count)):
         for n in (2, 3, 4):
             epochs, ours = settings[n].NUM_EPOCHS, settings[n].VIEWS_PER_IMAGE
             rows, test = (part[labels[part] < n] for part in (data.train, data.test))
-            recipes = {"new": ("article", epochs), "ours": ("article", ours)}
-            recipes |= {"gentle": ("gentle", 8), "none": ("none", 1)}
+            recipes = {"article": ("article", ours), "gentle": ("gentle", 8), "none": ("none", 1)}
+            if n > 2:
+                recipes["article, 8 views"] = ("article", 8)
+            if len(pools["article"]) >= epochs:
+                recipes["article, new views"] = ("article", epochs)
             for name, (recipe, views) in recipes.items():
                 chosen = draw_from(pools[recipe], views, seed)
                 head = train(heads[n], chosen, labels, rows, epochs, seed)
@@ -400,18 +465,15 @@ def measure_seeds(count, precision, pool):
                     found[f"{key}, {n} classes, {name}"].append(value)
         folds = xray.grouped_folds(labels, patients, seed)
         for recipe, views in (("article", settings[4].VIEWS_PER_IMAGE), ("gentle", 8), ("none", 1)):
-            chosen, right = draw_from(pools[recipe], views, seed), 0
-            for rows, out in folds:
-                head = train(heads[4], chosen, labels, rows, settings[4].NUM_EPOCHS, seed)
-                right += len(out) * accuracy(head, plain[out], labels[out])
-            found[f"cross-validated, 4 classes, {recipe}"].append(right / len(labels))
-        guesses = cross_val_predict(logistic, pooled, labels, cv=folds)
-        found["cross-validated, 4 classes, logistic"].append((guesses == labels).mean())
+            chosen, epochs = draw_from(pools[recipe], views, seed), settings[4].NUM_EPOCHS
+            guesses = fit_folds(heads[4], chosen, plain, labels, folds, epochs, seed).argmax(axis=1)
+            found[f"cross-validated, 4 classes, {recipe}"].append((guesses == labels).mean())
+        logistic = fit_logistic(plain, labels, folds) / len(labels)
+        found["cross-validated, 4 classes, logistic"].append(logistic)
         for name, (features, truth, people) in tasks.items():
-            probabilities = np.zeros((len(truth), 2))
-            for rows, out in xray.grouped_folds(truth, people, seed):
-                head = train(heads[2], [features], truth, rows, settings[2].NUM_EPOCHS, seed)
-                probabilities[out] = xray.predict_probabilities(head, features[out])
+            folds = xray.grouped_folds(truth, people, seed)
+            epochs = settings[2].NUM_EPOCHS
+            probabilities = fit_folds(heads[2], [features], features, truth, folds, epochs, seed)
             found[f"like for like, {name}"].append((probabilities.argmax(axis=1) == truth).mean())
             auc = xray.roc_auc_score(truth == 0, probabilities[:, 0])
             found[f"like for like, {name}, area under the ROC curve"].append(auc)
@@ -478,7 +540,7 @@ def main():
         print("\n" + json.dumps(figures, default=xray.as_plain))
         return
     once, seeds, precisions = [()], options.seeds, options.precisions
-    plan = dict.fromkeys(("precision", "augmentation", "head", "growth", "second"), once)
+    plan = dict.fromkeys(("precision", "augmentation", "head", "growth", "second", "exercises"), once)
     plan["literal"] = [(case,) for cases in LESSONS.values() for case in cases]
     plan["ours"] = [(name, precision) for name in RECIPES for precision in precisions]
     plan["large"] = [(count,) for count in options.large]
