@@ -534,7 +534,7 @@ def count_images(table: pd.DataFrame) -> pd.DataFrame:
     """Count the images, and the patients they show, of each class and split."""
     table = table.assign(**{"class": [label_of(name) for name in table["class"]]})
     counts = table.groupby(["class", "split"], sort=False)["patient"].agg(images="size", patients="nunique")
-    return counts.unstack().swaplevel(axis=1)[list(dict.fromkeys(table["split"]))]
+    return counts.unstack().swaplevel(axis=1)[["train", "validation", "test"]]
 
 
 def cases(table: pd.DataFrame, dataset: str) -> dict[str, list[str]]:

@@ -540,11 +540,8 @@ def difference(first: np.ndarray, second: np.ndarray, patients: Sequence[str]) -
 
 def describe(scored: dict) -> str:
     """Return one line for a score: correct of n, the percentage, the interval."""
-    low, high = scored["ci95"]
-    return (
-        f"{scored['correct']} of {scored['n']} = {scored['accuracy']:.0%} "
-        f"(95% confidence interval {low:.0%} to {high:.0%})"
-    )
+    interval = "{:.0%} to {:.0%}".format(*scored["ci95"])
+    return f"{scored['correct']} of {scored['n']} = {scored['accuracy']:.0%} (95% confidence interval {interval})"
 
 
 def grouped_folds(labels: np.ndarray, patients: Sequence[str], seed: int = 42) -> list[tuple]:
@@ -703,7 +700,8 @@ def plot_acc_loss(history: dict, title: str, n_validation: int) -> plt.Figure:
         for name, shift in ((lower, -max(gap, 0) / 2), (upper, max(gap, 0) / 2)):
             values, color, _ = curves[name]
             axis.text(1.02 * len(values), values[-1] + shift, name, color=color, va="center")
-        axis.set(xlabel="Epoch", title=f"{title}: {label}", ylim=(low, high))
+        ticks = range(0, len(values) + 1, max(1, len(values) // 5))
+        axis.set(xlabel="Epoch", xticks=ticks, title=f"{title}: {label}", ylim=(low, high))
         axis.grid(alpha=0.3)
     axes[0].errorbar([1], [0.15], yerr=0.5 / n_validation, color=ORANGE, capsize=4)
     axes[0].text(1.5, 0.15, f"  one of {n_validation} validation images", va="center", color=ORANGE)
@@ -808,8 +806,8 @@ def plot_roc(curves: dict[str, tuple[np.ndarray, np.ndarray]], title: str) -> pl
         axis.plot(false_positive, true_positive, color=color)
         middle = int(np.argmin(np.abs(false_positive + true_positive - 1)))
         place = false_positive[middle] + 0.04, true_positive[middle] - 0.04
-        text = f"{name}\n{roc_auc_score(truth, probability):.2f}"
-        axis.annotate(text, place, color=color, va="top")
+        text, box = f"{name}\n{roc_auc_score(truth, probability):.2f}", {"fc": "white", "ec": "none", "pad": 1}
+        axis.annotate(text, place, color=color, va="top", bbox=box)
     axis.set(xlabel="1 − specificity", ylabel="Sensitivity", title=title, aspect="equal")
     return figure
 
@@ -830,11 +828,11 @@ def control_table(answers: dict[str, dict]) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
-def difference_table(differences: dict[str, dict]) -> pd.DataFrame:
-    """Return paired differences in points with their 95% confidence intervals, a row a pair."""
-    rows = {
-        name: [f"{100 * row['difference']:+.0f}", "{:+.0f} to {:+.0f}".format(*(100 * end for end in row["ci95"]))]
-        for name, row in differences.items()
-    }
+def difference_table(differences: dict[tuple[str, str], dict]) -> pd.DataFrame:
+    """Return paired differences in points with their 95% confidence intervals, a row a pair of names."""
+    rows = {}
+    for (first, second), row in differences.items():
+        low, high = (100 * end for end in row["ci95"])
+        rows[f"{first} less {second}"] = [f"{100 * row['difference']:+.0f}", f"{low:+.0f} to {high:+.0f}"]
     columns = ["difference in points", "95% confidence interval, by patient"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
