@@ -761,7 +761,7 @@ def plot_heat_maps(images: np.ndarray, maps: np.ndarray, titles: Sequence[str]) 
         bottom.axis("off")
     bar = figure.colorbar(shown, ax=axes, shrink=0.6, ticks=[-1, 0, 1])
     bar.ax.set_yticklabels(["against", "neither", "for"])
-    bar.set_label("What a place adds to the score")
+    bar.set_label("What a region adds to the score")
     return figure
 
 
