@@ -387,13 +387,12 @@ class ViewSchedule(keras.callbacks.Callback):
     ):  # fmt: skip
         super().__init__()
         self.views, self.labels, self.train, self.validation, self.seed = views, labels, train, validation, seed
-        with tf.device("CPU"):  # slices of variables reach the head in half the time of a Python generator's batches
-            self.features = tf.Variable(np.zeros((len(train), *views[0].shape[1:]), views[0].dtype))
+        with tf.device("CPU"):  # slices of a variable reach the head in half the time of a Python generator's batches
+            self.features = tf.Variable(views[0][:0], shape=(None, *views[0].shape[1:]))
             self.targets = tf.Variable(np.zeros(len(train), np.int32))
         starts = tf.data.Dataset.range(0, len(train), batch_size)
-        self.batches = without_autotuning(
-            starts.map(lambda k: (self.features[k : k + batch_size], self.targets[k : k + batch_size]))
-        )
+        slices = starts.map(lambda k: (self.features[k : k + batch_size], self.targets[k : k + batch_size]))
+        self.batches = without_autotuning(slices)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Lay out the features and labels of this epoch's view in this epoch's order."""
@@ -401,6 +400,10 @@ class ViewSchedule(keras.callbacks.Callback):
         rows = self.train[order.numpy()]
         self.features.assign(self.views[epoch % len(self.views)][rows])
         self.targets.assign(self.labels[rows].astype(np.int32))
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Free the features: TensorFlow may keep the variable for some time."""
+        self.features.assign(self.views[0][:0])
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Score the validation images on the view that this epoch trained on."""

@@ -344,7 +344,7 @@ def fit_folds(head, views, plain, labels, folds, epochs, seed=42):
 def measure_exercises():
     """The numbers in the folded answers of the exercises: X-rays that are right, unless the key says otherwise."""
     settings, base, (images, data), found = lesson("Binary"), load_base(), load("two"), {}
-    run, labels, test = xray.Run("bench", output=Path(os.environ["COVID_XRAY_OUTPUT"])), data.label, data.test
+    run, labels, test = xray.Run("pools", output=Path(os.environ["COVID_XRAY_OUTPUT"])), data.label, data.test
 
     def extract(some, recipe="none", views=1):
         return run.extract_features(base, settings.datagens[recipe], some, views)
@@ -399,7 +399,7 @@ def load_pools(precision, pool):
     The views are kept beside bench.json, so that a run that broke off goes on.
     """
     settings, base, (images, data) = lesson("Multi"), load_base(), load("all")
-    run = xray.Run("bench", precision=precision, output=Path(os.environ["COVID_XRAY_OUTPUT"]))
+    run = xray.Run("pools", precision=precision, output=Path(os.environ["COVID_XRAY_OUTPUT"]))
 
     def extract(recipe, some, views=1):
         return run.extract_features(base, settings.datagens[recipe], some, views)

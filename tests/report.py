@@ -35,6 +35,16 @@ def speed(bench):
     steps = bench["head"][""]["ms_a_step"]
     rows = [[row, *(f"{steps[kind + suffix]:.1f} ms" for kind in ("compiled", "auto"))] for row, suffix in WAYS.items()]
     yield as_table(["a step of 10 images", "compiled, one execution an epoch", "as Keras does by default"], *rows)
+    drawn, error = bench["augmentation"][""]["views_a_second"], bench["precision"][""]["relative_error"]["bfloat16"]
+    limits = [f"{bench['ours'][f'{name} auto']['ours_over_limit']:.2f}" for name in ("binary", "multi")]
+    rows = [
+        ["a step of the head reaches, of the speed of memory", f"{bench['head']['']['share']:.0%}"],
+        ["features in bfloat16 are off by, relative to float32", f"{error:.4f}"],
+        ["views that ImageDataGenerator draws in a second, on one core", f"{drawn['article']:.0f}"],
+        ["time from 100 to 400 phantoms grows with this power of n", f"{bench['growth']['']['exponent']:.2f}"],
+        ["time of the table's cases over VGG16's bare passes: binary, multi", ", ".join(limits)],
+    ]
+    yield as_table(["what", "measured"], *rows)
     rows = []
     for key, run in bench["notebooks"].items():
         seconds = [f"{run['seconds'][when][0]:.0f} s" for when in ("before", "now", "second")]

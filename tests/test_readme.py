@@ -4,7 +4,8 @@ import json
 import re
 
 import pytest
-from conftest import ROOT
+import report
+from conftest import BINARY, MULTI, ROOT
 
 FIGURES = ROOT / "notebooks" / "figures"
 
@@ -124,17 +125,43 @@ def test_committed_runs_are_of_the_articles_images():
         assert load(name)["dataset"] == "Covid_Data_GradientCrescent" and load(name)["weights"] == "imagenet"
 
 
-def test_the_head_in_the_readme_of_the_tests():
-    """The table of a head's step is the bench's, and so is the spread of the controls."""
-    head = load("bench")["head"][""]
-    names = {"without validation": "", "validated by the schedule": ", validated by the schedule"}
-    for row, suffix in {**names, "validated by `fit`": ", validated by fit"}.items():
-        wanted = [f"{head['ms_a_step'][kind + suffix]:.1f} ms" for kind in ("compiled", "auto")]
-        assert row_of("tests/README.md", f"{row} |")[1:] == wanted
-    text = " ".join((ROOT / "tests" / "README.md").read_text(encoding="utf-8").split())
-    assert f"reaches {head['share']:.0%} of the speed" in text
+def test_tables_of_speed_and_chance():
+    """The tables of tests/README.md are those that tests/report.py makes from the bench's file."""
+    text = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+    bench = load("bench")
+    tables = [*report.speed(bench), *report.chance(bench)]
+    assert [table for table in tables if table not in text] == []
+    assert text.count("| --- |") == len(tables)
     seeds = [row["called_covid"] for row in load("binary")["trust"]["controls"]["by_seed"]]
-    assert f"predict COVID-19 for {min(seeds)} to {max(seeds)} of the 97 controls" in text
+    assert f"predict COVID-19 for {min(seeds)} to {max(seeds)} of the 97 controls" in " ".join(text.split())
+
+
+def test_answers_of_the_exercises():
+    """The numbers in the folded answers are the bench's, in its order."""
+    found, answers = load("bench")["exercises"][""], {}
+    for notebook in (BINARY, MULTI):
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        answers[notebook] = re.findall(r"<details><summary>Answer</summary>(.*?)</details>", text)
+    epochs, frame, leak, remedy = answers[BINARY]
+    rate, careless, strength = answers[MULTI]
+    pair = [[found[f"{n} epochs, test"], found[f"{n} epochs, controls predicted COVID-19"]] for n in (2, 5, 20)]
+    assert [
+        [int(n) for n in part] for part in re.findall(r"(\d+)(?: of 18 test images are right)? and (\d+)", epochs)
+    ] == pair
+    assert f"3 pixels gets {found['frame of 3 pixels, test']} of 18 right" in frame
+    assert f"single pixel {found['frame of 1 pixels, test']}." in frame and found["frame of 0 pixels, test"] == 9
+    assert found["shared patients, training images"] == 1 and found["without shared patients, test"] == 18
+    assert "It is one image, and without it, 18 of 18" in leak
+    assert f"{found['remedy, controls with no finding']} of 13" in remedy
+    assert f"{found['remedy, controls']} of 97 controls" in remedy and found["remedy, children"] == 79
+    assert f"{found['remedy, COVID-19']} of 69 COVID-19 X-rays" in remedy
+    assert f"{found['none, 20 epochs at 5e-4, cross-validated']} of 306" in rate
+    both = found["logistic, C = 0.01"], found["logistic, folds that ignore patients"]
+    assert "from {} to {} of 306".format(*both) in careless
+    assert (
+        "{}, {}, {}, and {} of 306".format(*(found[f"logistic, C = {c}"] for c in (0.0001, 0.001, 0.1, 1))) in strength
+    )
 
 
 def test_the_first_readme_is_short():
