@@ -205,7 +205,8 @@ def read_image(path: Path) -> np.ndarray:
 def list_images(folder: Path) -> list[Path]:
     """Return the image files in `folder`, sorted by name; desktop.ini and hidden files are passed over."""
     names = folder.iterdir() if folder.is_dir() else []
-    return sorted(p for p in names if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
+    images = [p for p in names if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
+    return sorted(images, key=lambda path: path.name)  # Windows would ignore case, Keras does not
 
 
 def list_classes(folder: Path, split: str) -> list[str]:
@@ -292,16 +293,18 @@ def unzip_images(archive: Path, folder: Path, trees: Sequence[str] = ("all", "tw
         with zipfile.ZipFile(archive) as zipped, tempfile.TemporaryDirectory(dir=folder, prefix=".unzip-") as scratch:
             for name in zipped.namelist():
                 if not all(map(is_safe, name.removesuffix("/").split("/"))):
-                    raise Problem(f"{archive} holds {name!r}, which would be written outside {folder}. Do not use it.")
+                    raise Problem(f"{archive} holds {name!r}, which is not a safe file name. Do not use it.")
             if sum(member.file_size for member in zipped.infolist()) > 4 * LARGEST[".zip"]:
                 raise Problem(f"{archive} unpacks to more than 4 GB: it is not the article's data set.")
             zipped.extractall(scratch)
             for tree in trees:
                 if not (Path(scratch) / tree).is_dir():
                     raise Problem(f"{archive} has no folder {tree}/: it is not the article's data set.")
-                if not (folder / tree).is_dir():
-                    with contextlib.suppress(FileExistsError):  # another run was quicker
-                        os.replace(Path(scratch) / tree, folder / tree)
+                try:
+                    os.replace(Path(scratch) / tree, folder / tree)
+                except OSError:
+                    if not (folder / tree).is_dir():  # otherwise it was there, or another run was quicker
+                        raise
     except Problem:
         raise
     except OSError as error:
@@ -426,15 +429,16 @@ def find_images(tree: str, url: str = DRIVE_URL, home: Path | None = None) -> Pa
                 print(first)
                 try:
                     rebuild(home)
-                except Problem as second:
-                    raise Problem(f"{first} The public sources fail, too: {second}") from None
+                except (Problem, OSError) as second:
+                    if not holds_images(home / tree):  # otherwise another run was quicker
+                        raise Problem(f"{first} The public sources fail, too: {second}") from None
                 return home / tree
         unzip_images(home / ZIP_NAME, home)
     return home / tree
 
 
 def find_controls(folder: Path, class_names: Sequence[str] = ("covid",)) -> pd.DataFrame:
-    """Return the controls below `folder`/controls: a table of file, finding, group, patient.
+    """Return the controls below `folder`/controls: a table of file, filename, group, patient.
 
     Missing ones are fetched. The table is empty, with a printed message, where none can be had or
     `class_names` do not have COVID-19. A controls.csv beside the images replaces the project's own list.
@@ -442,13 +446,17 @@ def find_controls(folder: Path, class_names: Sequence[str] = ("covid",)) -> pd.D
     pictures, table = folder / "controls", CONTROLS.rename(columns={"class": "group"})
     try:
         if (pictures / "controls.csv").exists():
-            table = pd.read_csv(pictures / "controls.csv", dtype=str, keep_default_na=False)
+            own = pd.read_csv(pictures / "controls.csv", dtype=str, keep_default_na=False)
+            if not {"filename", "group", "patient"} <= set(own):
+                raise Problem(f"{pictures / 'controls.csv'} needs the columns filename, group, and patient.")
+            table = own
         elif "covid" in class_names and "pneumonia" not in class_names:
             if not pictures.exists() and (folder / "controls.zip").exists():
                 unzip_images(folder / "controls.zip", folder, ["controls"])
             gone = fetch_images(table, pictures, "controls")
-            print(*([f"{len(gone)} of {len(table)} controls are not available."] if gone else []))
-    except (Problem, OSError) as error:
+            if gone:
+                print(f"{len(gone)} of {len(table)} controls are not available.")
+    except (Problem, OSError, ValueError) as error:
         print(f"Not all controls are available. {error}")
     there = np.array([is_safe(name) and (pictures / name).is_file() for name in table["filename"]], bool)
     table = table[there].reset_index(drop=True)
@@ -495,7 +503,12 @@ def patients_of(folder: Path, files: Sequence[str]) -> list[str]:
     if listing.exists():
         try:
             table = pd.read_csv(listing, dtype=str, encoding="utf-8", keep_default_na=False)
-            known |= {file: patient for file, patient in zip(table["file"], table["patient"]) if patient}
+            own = {
+                file.replace("\\", "/"): patient for file, patient in zip(table["file"], table["patient"]) if patient
+            }
+            known |= own
+            if missing := [file for file in own if "/" in file and not (folder / file).exists()]:
+                print(f"{len(missing)} files of {listing} are not here, such as {missing[0]}.")
         except (KeyError, ValueError) as error:
             raise Problem(f"{listing} needs the columns file and patient ({error}).") from None
     return [str(known.get(file, known.get(file.split("/")[-1], file))) for file in files]
@@ -534,10 +547,10 @@ def count_images(table: pd.DataFrame) -> pd.DataFrame:
     """Count the images, and the patients they show, of each class and split."""
     table = table.assign(**{"class": [label_of(name) for name in table["class"]]})
     counts = table.groupby(["class", "split"], sort=False)["patient"].agg(images="size", patients="nunique")
-    return counts.unstack().swaplevel(axis=1)[["train", "validation", "test"]]
+    return counts.unstack(fill_value=0).swaplevel(axis=1)[["train", "validation", "test"]]
 
 
 def cases(table: pd.DataFrame, dataset: str) -> dict[str, list[str]]:
     """Return the classes of each case: the article's three and four, or all folders of other data."""
     names = list(dict.fromkeys(table["class"]))
-    return {"three": names[:3], "four": names} if names == list(LABELS) else {dataset: names}
+    return {"three": names[:3], "four": names} if names == list(LABELS) else {dataset.replace(".", "_"): names}

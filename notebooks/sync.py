@@ -74,7 +74,7 @@ def main() -> None:
         sys.exit(f"{', '.join(path.name for path in stale)}: out of step. Run `make sync`.")
     for path in stale:
         scratch = path.with_name(f".{os.getpid()}-{path.name}")
-        scratch.write_text(wanted[path], encoding="utf-8")
+        scratch.write_text(wanted[path], encoding="utf-8", newline="\n")
         os.replace(scratch, path)
         print(f"{path.name}: brought up to date")
 

