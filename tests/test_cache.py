@@ -133,7 +133,7 @@ def test_bases_of_the_same_weights_are_apart(tmp_path):
     """Average and maximum pooling have the same weights and shape: each has its own features, in a run and on disk."""
     run, plain = xray.Run("test", 42, "float32", tmp_path), ImageDataGenerator(rescale=1 / 255)
     for pooling in (keras.layers.GlobalAveragePooling2D(), keras.layers.GlobalMaxPooling2D()):
-        base = keras.Sequential([*toy_base().layers, pooling])
+        base = keras.Sequential([keras.Input((32, 32, 3)), *toy_base().layers, pooling])
         (features,) = run.extract_features(base, plain, IMAGES)
         np.testing.assert_allclose(features, base.predict(IMAGES / 255, verbose=0), rtol=2e-3, atol=1e-3)
 
