@@ -80,21 +80,16 @@ def prepare_images() -> Path:
             ("zip", (DATA / dataset.ZIP_NAME).exists()),
         ):
             print(f"  {DATA / name}: {'there' if there else 'not there'}")
-    drawn = DATA / "phantoms"
-    if drawn.exists() and not setting:
-        drawn.rename(DATA / ".phantoms")  # so that the sources before them are tried again
     try:
         if not setting:
-            dataset.find_images("two", home=DATA)
-        folder = dataset.find_images("all", home=DATA)
+            dataset.find_images("two", home=DATA, drawn=False)
+        folder = dataset.find_images("all", home=DATA, drawn=False)
         return folder.parent if folder.name == "all" else folder
     except Problem as error:
         if setting:
             raise
         print(f"  {error}")
-    finally:
-        if (DATA / ".phantoms").exists():
-            (DATA / ".phantoms").rename(drawn)
+    drawn = DATA / "phantoms"
     if not dataset.holds_images(drawn / "all"):
         draw_phantoms(drawn)
     print("  phantoms: drawn. THE NOTEBOOKS WILL RUN ON SYNTHETIC IMAGES, NOT ON X-RAYS, and say so in every result.")

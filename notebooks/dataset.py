@@ -405,11 +405,12 @@ def rebuild(home: Path) -> None:
     shutil.rmtree(pool, ignore_errors=True)
 
 
-def find_images(tree: str, url: str = DRIVE_URL, home: Path | None = None) -> Path:
+def find_images(tree: str, url: str = DRIVE_URL, home: Path | None = None, drawn: bool = True) -> Path:
     """Return the folder whose train/ and test/ a notebook reads; fetch the images if need be.
 
     Looks at COVID_XRAY_DATA (which holds `tree`/train or train/), at `home`/`tree`, its zip, and its
-    phantoms, then downloads `url` (COVID_XRAY_URL overrides it), then goes to the public sources.
+    phantoms (unless `drawn` is False), then downloads `url` (COVID_XRAY_URL overrides it), then goes to
+    the public sources.
     """
     home, url = home or data_home(), os.environ.get("COVID_XRAY_URL", url)
     if setting := os.environ.get("COVID_XRAY_DATA"):
@@ -421,7 +422,7 @@ def find_images(tree: str, url: str = DRIVE_URL, home: Path | None = None) -> Pa
         )
     if not holds_images(home / tree):
         if not (home / ZIP_NAME).exists():
-            if holds_images(home / "phantoms" / tree):
+            if drawn and holds_images(home / "phantoms" / tree):
                 return home / "phantoms" / tree
             try:
                 fetch_zip(url, home)
