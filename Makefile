@@ -25,7 +25,7 @@ setup: .venv/installed  ## make .venv and install requirements.txt into it
 	$(PIP) -r requirements.txt
 	@touch $@
 
-data: setup  ## get and check images and weights (phantoms where no X-ray is available)
+data: setup  ## get and check images and weights (phantoms if no X-ray is available)
 	@$(BIN)/python data/prepare.py
 
 # Every cell runs even where one fails, and what was computed is kept as notebook and page; then make fails.
@@ -68,7 +68,7 @@ lint: .venv/tested  ## check the style of code and notebooks
 	$(RUFF) check $(RULES) --line-length 100 notebooks/*.ipynb
 	$(RUFF) format --check --line-length 100 notebooks/*.ipynb
 
-test: lint  ## check style, run all tests, and both notebooks on Colab's versions
+test: lint  ## check style, run all tests, and run both notebooks on Colab's versions
 	$(BIN)/python -m pytest tests -m "not real and not colab"
 	$(BIN)/python -m pytest tests -m colab
 

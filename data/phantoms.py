@@ -3,7 +3,7 @@
     python data/phantoms.py [--folder data/phantoms] [--train 16] [--test 6] [--seed 0]
 
 The tree is that of the article: two/ and all/, each with train/ and test/, and controls/ with their list. Every image
-has PHANTOM burnt in, and PHANTOMS.txt says what they are. Nothing measured on them says anything about X-rays.
+has PHANTOM burned in, and PHANTOMS.txt says what they are. Nothing measured on them says anything about X-rays.
 
 All classes share one anatomy, exposure and framing; they differ in the opacities of the lungs alone, and those vary
 from obvious to nearly invisible: normal lungs are clear; a bacterial pneumonia is one dense lobar consolidation; a
@@ -207,7 +207,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.folder.exists() and any(options.folder.iterdir()):
         if not (options.folder / "PHANTOMS.txt").exists():
-            parser.error(f"{options.folder} holds something else than phantoms. Choose a folder that is empty or new.")
+            parser.error(f"{options.folder} holds files other than phantoms. Choose an empty or new folder.")
         shutil.rmtree(options.folder)
     try:
         write_tree(options.folder, options.train, options.test, options.seed)

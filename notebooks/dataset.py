@@ -275,7 +275,7 @@ def fetch_zip(url: str, folder: Path) -> None:
         else:
             download(url, scratch, LARGEST[".zip"])
         if not scratch.exists() or not zipfile.is_zipfile(scratch):
-            raise OSError("what came is not a zip; perhaps a page that says the link is gone or over its quota")
+            raise OSError("the download is not a zip; it may be a page about a dead link or an exceeded quota")
 
     try:
         in_place(folder / ZIP_NAME, write)
@@ -372,7 +372,7 @@ def fetch_images(table: pd.DataFrame, folder: Path, what: str) -> list[str]:
             reason = " ".join(str(error).split())[:200]
             if isinstance(error, requests.ConnectionError) and error.request:
                 reason = f"{urlsplit(error.request.url).netloc} cannot be reached"
-            raise Problem(f"{what}: {reason}. What came is kept in {folder}; run again to go on.") from None
+            raise Problem(f"{what}: {reason}. Images so far are kept in {folder}; run again to continue.") from None
 
 
 def rebuild(home: Path) -> None:
@@ -386,7 +386,7 @@ def rebuild(home: Path) -> None:
     gone = fetch_images(ARTICLE, pool, "public sources")
     if len(gone) > len(ARTICLE) / 10:
         raise Problem(
-            f"{len(gone)} of {len(ARTICLE)} images are not where they were, such as {gone[0]}. Put the zip into {home}."
+            f"{len(gone)} of {len(ARTICLE)} images are no longer available, such as {gone[0]}. Put the zip into {home}."
         )
     if gone:
         print(f"{len(gone)} images are no longer available and are left out: {', '.join(gone)}")
@@ -418,7 +418,7 @@ def find_images(tree: str, url: str = DRIVE_URL, home: Path | None = None, drawn
             if holds_images(folder):
                 return folder
         raise Problem(
-            f"COVID_XRAY_DATA is {setting!r}, which holds neither {tree}/train nor train/, with test/ beside."
+            f"COVID_XRAY_DATA is {setting!r}, which holds neither {tree}/train nor train/ with test/ beside it."
         )
     if not holds_images(home / tree):
         if not (home / ZIP_NAME).exists():

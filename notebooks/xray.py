@@ -248,7 +248,7 @@ class Run:
     def show_committed(self, name: str) -> None:
         """Show a figure of the project's own run in place of one that needs images you do not have."""
         figures = data_home().parent / "notebooks" / "figures"
-        print(f"Without the controls, a part is missing. The project's own run has it: {self.name}_{name}.png, and")
+        print(f"Without the controls, a part is missing. For it, see the project's own run: {self.name}_{name}.png")
         if (figures / f"{self.name}.json").exists():
             trust = json.loads((figures / f"{self.name}.json").read_text(encoding="utf-8"))["trust"]
             print(*(f"{task}: {describe(scored)}" for task, scored in trust[name].items()), sep="\n")
@@ -364,7 +364,7 @@ def from_cache(stored: Callable, *call: object) -> np.ndarray:
             if not fresh:  # the failure came before the features did; one of the base comes again
                 view_features(*call)
     reason = str(caught[-1].message).split("Exception: ")[-1] if caught else "it cannot be written"
-    print(f"This view is not kept on disk: {reason} It is in memory; free some space to keep it.")
+    print(f"This view is not saved to disk: {reason} It stays in memory. To save it, free some disk space.")
     return next(iter(fresh.values()))
 
 
@@ -500,7 +500,7 @@ def patient_interval(
 def share_interval(hits: np.ndarray, patients: Sequence[str]) -> list[float]:
     """95% confidence interval, by patient, of the share of True in `hits`, bool (n,), [low, high].
 
-    Where all or none are hits, a bootstrap has no width: there it is the exact one with patients for n.
+    If all or none are hits, a bootstrap has no width: the interval is then exact, with n patients.
     """
     if len(set(hits)) < 2:
         n = len(set(patients))
@@ -569,7 +569,7 @@ def grouped_folds(labels: np.ndarray, patients: Sequence[str], seed: int = 42) -
     folds = min(5, int(groups.min()))
     if folds < 2:
         raise Problem(
-            "One class shows a single patient, so no fold can hold it out. Check patients.csv, or add images."
+            "One class has only one patient, and cross-validation needs two or more. Check patients.csv, or add images."
         )
     if folds < 5:
         print(f"{folds} folds instead of 5: the smallest class has {folds} patients.")
@@ -640,9 +640,9 @@ def hires_cam(
 
     images: uint8 (n, size, size, 3); classes: int (n,). Returns float (n, h, w), h and w of the layer:
     gradient times activation, summed over channels. Grad-CAM averages the gradient over positions first,
-    which fits a head of global pooling; this head is Flatten + Dense and weighs each position apart. The
-    score is the class's input to the softmax, or to the sigmoid (its negative for class 0). For a linear
-    head on flattened features a map's sum is the score less the bias.
+    which fits a head with global pooling; this head is Flatten + Dense and weights each position separately.
+    The score is the class's input to the softmax, or to the sigmoid (its negative for class 0). For a linear
+    head on flattened features, a map's sum is the score minus the bias.
     """
     index = conv_base.layers.index(conv_base.get_layer(layer_name))
     inputs = tf.constant(images.astype(np.float32) / 255)
@@ -841,6 +841,6 @@ def difference_table(differences: dict[tuple[str, str], dict]) -> pd.DataFrame:
     rows = {}
     for (first, second), row in differences.items():
         low, high = (100 * end for end in row["ci95"])
-        rows[f"{first} less {second}"] = [f"{100 * row['difference']:+.0f}", f"{low:+.0f} to {high:+.0f}"]
+        rows[f"{first} minus {second}"] = [f"{100 * row['difference']:+.0f}", f"{low:+.0f} to {high:+.0f}"]
     columns = ["difference in points", "95% confidence interval, by patient"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)

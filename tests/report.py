@@ -73,7 +73,11 @@ def chance(bench):
         both = (seeds[f"cross-validated, 4 classes, {name}"]["values"] for name in (first, second))
         points = [100 * (one - other) for one, other in zip(*both)]
         rows.append(
-            [f"{first} less {second}", f"{sum(points) / len(points):+.0f}", f"{min(points):+.0f} to {max(points):+.0f}"]
+            [
+                f"{first} minus {second}",
+                f"{sum(points) / len(points):+.0f}",
+                f"{min(points):+.0f} to {max(points):+.0f}",
+            ]
         )
     yield as_table(["paired, in points", "mean of five seeds", "range"], *rows)
     pair = [bench["seeds"].get(f"5 {precision} 16") for precision in ("bfloat16", "float32")]

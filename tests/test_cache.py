@@ -194,7 +194,7 @@ for run, room in zip(runs, (0, 10_000)):  # none first: joblib writes its own fi
     assert running.returncode == 0 and "Traceback" not in errors, errors[-2000:]
     assert lines == [sums, sums]
     parts = printed.split("RESULT")
-    assert all("not kept on disk" in part for part in parts[:2]), printed
+    assert all("not saved to disk" in part for part in parts[:2]), printed
 
 
 def test_an_error_of_the_base_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):

@@ -260,7 +260,7 @@ def test_what_came_is_kept_and_nothing_is_fetched_twice(public):
     names = [name for name in dataset.ARTICLE["filename"] if f"/images/{name}" in public.server.pages]
     body = public.server.pages[f"/images/{names[40]}"][1]
     public.server.put(f"/images/{names[40]}", b"", 500)
-    with pytest.raises(Problem, match="500.*run again to go on"):
+    with pytest.raises(Problem, match="500.*run again to continue"):
         dataset.rebuild(public.home)
     kept = len(files_in(public.home / "public"))
     assert kept >= 30 and not (public.home / "all").exists()
@@ -291,7 +291,7 @@ def test_withdrawn_images_are_named_and_too_many_are_a_problem(public, capsys):
     assert len(table) == 304 and dataset.identify(folder, table["file"]) == "all"
     for name in names:
         public.server.put(f"/images/{name}", b"", 404)
-    with pytest.raises(Problem, match="69 of 306 images are not where they were"):
+    with pytest.raises(Problem, match="69 of 306 images are no longer available"):
         dataset.rebuild(public.home)
 
 
@@ -370,7 +370,7 @@ def test_controls_go_on_where_they_stopped(public, capsys):
     public.server.put(f"/images/{names[4]}", b"no picture")
     public.server.put(f"/images/{names[5]}", b"", 500)
     table = dataset.find_controls(public.home)
-    assert 0 < len(table) < 97 and "run again to go on" in capsys.readouterr().out
+    assert 0 < len(table) < 97 and "run again to continue" in capsys.readouterr().out
     public.server.put(f"/images/{names[5]}", b"", 404)  # withdrawn
     table = dataset.find_controls(public.home)
     there = {path.name for path in table["file"]}

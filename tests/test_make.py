@@ -113,7 +113,9 @@ def test_the_phantoms_command(tmp_path):
     assert "Drew 8 phantoms and 3 controls" in done.stdout and len(list(folder.glob("all/*/*/*.jpeg"))) == 8
     (tmp_path / "mine.txt").touch()
     done = run_phantoms("--folder", tmp_path)
-    assert done.returncode == 2 and "holds something else" in done.stderr and (tmp_path / "mine.txt").exists()
+    assert (
+        done.returncode == 2 and "holds files other than phantoms" in done.stderr and (tmp_path / "mine.txt").exists()
+    )
     done = run_phantoms("--folder", tmp_path / "many", "--train", 9990, "--test", 20)
     assert done.returncode == 2 and "too many" in done.stderr
 

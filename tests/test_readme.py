@@ -50,10 +50,11 @@ def test_trust_in_the_readme():
     clear = binary["controls"]["no_finding"]
     assert (
         f"13 X-rays show no finding: the binary model predicts COVID-19 for {clear['called_covid']}."
-        in (row_of("README.md", "What of adults")[1])
+        in (row_of("README.md", "What about adults")[1])
     )
     cell = row_of("README.md", "Can it tell")[1]
-    assert cell.startswith(f"{count(adults)} X-rays of {adults['patients']} patients, {percent(adults['ci95'])}")
+    shown = f"{adults['correct']} of {adults['n']} X-rays ({adults['patients']} patients) = {adults['accuracy']:.0%}"
+    assert cell.startswith(f"{shown}, {percent(adults['ci95'])};")
     assert cell.endswith(f"always the larger class: {adults['majority']:.0%}.")
 
 
