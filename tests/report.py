@@ -52,7 +52,8 @@ def speed(bench):
     yield as_table(["notebook", "ee045e0", "now", "a second time", "now / ee045e0", "second / now"], *rows)
     large = {n: run for n, run in bench.get("large", {}).items() if n.isdigit()}
     rows = [[f"{int(n):,}", f"{run['seconds']:.0f} s", f"{run['kernel_peak_gib']:.1f} GiB"] for n, run in large.items()]
-    yield as_table(["phantoms", "the whole Multi notebook, 2 views, 2 epochs", "peak memory"], *rows)
+    if rows:
+        yield as_table(["phantoms", "the whole Multi notebook, 2 views, 2 epochs", "peak memory"], *rows)
 
 
 def chance(bench):

@@ -132,7 +132,13 @@ def test_tables_of_speed_and_chance():
     bench = load("bench")
     tables = [*report.speed(bench), *report.chance(bench)]
     assert [table for table in tables if table not in text] == []
-    assert text.count("| --- |") == len(tables)
+    assert len(re.findall(r"^\|( --- \|)+$", text, re.MULTILINE)) == len(tables)
+    pair = (
+        bench["seeds"]["5 bfloat16 100"][f"cross-validated, 4 classes, {name}"]["values"] for name in ("none", "gentle")
+    )
+    points = [100 * (none - gentle) for none, gentle in zip(*pair)]
+    in_depth = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    assert f"[{min(points):.0f} to {max(points):.0f} points](../tests/README.md)" in in_depth
     seeds = [row["called_covid"] for row in load("binary")["trust"]["controls"]["by_seed"]]
     assert f"predict COVID-19 for {min(seeds)} to {max(seeds)} of the 97 controls" in " ".join(text.split())
 
