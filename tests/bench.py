@@ -15,6 +15,7 @@ peak memory, and is saved as it comes to output/bench.json, where parts of earli
   notebooks     whole notebooks in turns with those of --revision, and a second time
   exercises     the numbers in the folded answers of both lessons
   seeds         with --seeds N: test and cross-validated accuracy over N seeds, in two precisions
+  claims        with --seeds N: the article's heads on views or not, and four classes on the controls
   heads         with --heads N: what N binary heads predict for the controls
 NUM_EPOCHS, VIEWS_PER_IMAGE, BENCH_ROUNDS, and BENCH_IMAGES in the environment make a quick try.
 """
@@ -328,7 +329,7 @@ def measure_notebooks(name, revision, rounds):
 def fit_logistic(features, labels, folds, strength=0.01):
     """Return how many rows of pooled features a cross-validated logistic regression gets right."""
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
-    pooled = np.asarray(features, float).mean(axis=(1, 2))
+    pooled = features.mean(axis=(1, 2), dtype=float)
     return int((cross_val_predict(model, pooled, labels, cv=folds) == labels).sum())
 
 
@@ -480,6 +481,30 @@ def measure_seeds(count, precision, pool):
     return summarize(found)
 
 
+def measure_claims(count, pool):
+    """Over seeds: the article's heads on held-out images and on views of them; four classes on the controls."""
+    data, pools, controls, control_features, _ = load_pools("auto", pool)
+    settings, labels, found = lesson("Multi"), data.label, defaultdict(list)
+    (plain,), head, epochs = pools["none"], build_model(4, settings.LEARNING_RATE, **FAST), settings.NUM_EPOCHS
+    for seed in range(1000, 1000 + int(count)):
+        on_plain = on_views = 0
+        views = draw_from(pools["article"], settings.VIEWS_PER_IMAGE, seed)
+        for rows, out in xray.grouped_folds(labels, data.patient, seed):
+            train(head, views, labels, rows, epochs, seed)
+            on_plain += len(out) * accuracy(head, plain[out], labels[out]) / len(labels)
+            guesses = [accuracy(head, view[out], labels[out]) for view in views[:8]]
+            on_views += len(out) * np.mean(guesses) / len(labels)
+        found["article, unaugmented"].append(on_plain)
+        found["article, on views"].append(on_views)
+        for recipe, views in (("article", settings.VIEWS_PER_IMAGE), ("gentle", 8), ("none", 1)):
+            train(head, draw_from(pools[recipe], views, seed), labels, data.train, epochs, seed)
+            predicted = xray.predict_probabilities(head, control_features).argmax(axis=1)
+            scored = xray.score_controls(controls, np.array(FOUR)[predicted], FOUR)
+            found[f"controls right, of 67, {recipe}"].append(scored["with_right_answer"]["correct"])
+            found[f"controls predicted COVID-19, of 97, {recipe}"].append(scored["called_covid"])
+    return summarize(found)
+
+
 def measure_heads(count, pool):
     """What `count` binary heads predict: each has its own views, order of images, and weights."""
     data, pools, controls, control_features, _ = load_pools("auto", pool)
@@ -546,6 +571,7 @@ def main():
     plan["large"] = [(count,) for count in options.large]
     plan["notebooks"] = [(name, options.revision, options.rounds) for name in LESSONS]
     plan["seeds"] = [(seeds, precision, options.pool) for precision in precisions if seeds]
+    plan["claims"] = [(seeds, options.pool)] if seeds else []
     plan["heads"] = [(options.heads, options.pool)] if options.heads else []
     output = options.output.resolve()
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -85,6 +85,14 @@ def chance(bench):
     if all(pair):
         names = [name for name in pair[0] if name.startswith(("test", "cross"))]
         yield as_table(["five seeds", "bfloat16", "float32"], *([n, *(spread(p[n]) for p in pair)] for n in names))
+    (claims,) = bench["claims"].values()
+    rows = [[name, spread(claims[name])] for name in ("article, unaugmented", "article, on views")]
+    yield as_table(["cross-validated X-rays, 4 classes", "mean ± standard deviation (range)"], *rows)
+    rows = []
+    for name in ("article", "gentle", "none"):
+        counts = [claims[f"controls {what}, {name}"] for what in ("right, of 67", "predicted COVID-19, of 97")]
+        rows.append([name, *(f"{c['mean']:.0f} ({min(c['values'])} to {max(c['values'])})" for c in counts)])
+    yield as_table(["4 classes", "controls right, of 67", "controls predicted COVID-19, of 97"], *rows)
     (heads,) = bench["heads"].values()
     rows = []
     for name, label in (("test", "test accuracy"), ("controls", ""), ("controls with no finding", "")):

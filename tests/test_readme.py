@@ -138,6 +138,10 @@ def test_tables_of_speed_and_chance():
     )
     points = [100 * (none - gentle) for none, gentle in zip(*pair)]
     in_depth = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    (claims,) = bench["claims"].values()
+    pairs = list(zip(claims["article, on views"]["values"], claims["article, unaugmented"]["values"]))
+    assert sum(views > plain for views, plain in pairs) == 4 and len(pairs) == 5
+    assert "[four of five](../tests/README.md)" in in_depth and "four of five seeds" in text
     assert f"[{min(points):.0f} to {max(points):.0f} points](../tests/README.md)" in in_depth
     seeds = [row["called_covid"] for row in load("binary")["trust"]["controls"]["by_seed"]]
     assert f"predict COVID-19 for {min(seeds)} to {max(seeds)} of the 97 controls" in " ".join(text.split())
