@@ -1,7 +1,8 @@
 """Get the images and VGG16's weights, and check them.
 
-    python data/prepare.py                                  the first source that works, and why the others did not
-    python data/prepare.py --from-public [--kermany PATH]   rebuild the article's data set from its public sources
+    python data/prepare.py                   the first source that works, and why the others did not
+    python data/prepare.py --from-public     rebuild the article's data set from its public sources
+    python data/prepare.py --kermany PATH    the same, with the children from Kermany's folder or zip on your disk
 
 Images come from COVID_XRAY_DATA, from data/two and data/all, from the zip in data/, from COVID_XRAY_URL or Google
 Drive, from the public sources, or are drawn (synthetic phantoms). Weights come from VGG16_WEIGHTS, from data/weights,
@@ -157,10 +158,7 @@ def prepare_weights() -> None:
             continue
         print(f"  {name}: checked")
         if name != str(target):
-            scratch = target.with_name(f".{os.getpid()}.weights.h5")
-            scratch.parent.mkdir(parents=True, exist_ok=True)
-            base.save_weights(scratch)
-            os.replace(scratch, target)
+            dataset.in_place(target, base.save_weights)
         return
     raise Problem("No source has VGG16's weights. Download them elsewhere and set VGG16_WEIGHTS to the file.")
 
@@ -169,14 +167,14 @@ def main() -> None:
     """Read the command line and prepare; a problem that the reader can fix is one line and exit status 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--from-public", action="store_true", help="rebuild the data set from its public sources first")
-    parser.add_argument("--kermany", type=Path, help="folder or zip of Kermany's chest X-rays, instead of Kaggle")
+    parser.add_argument("--kermany", type=Path, help="the same, with this folder or zip in place of Kaggle")
     options = parser.parse_args()
     try:
         xray.whole_number("NUM_EPOCHS", 1)
         xray.whole_number("VIEWS_PER_IMAGE", 1)
         if options.kermany:
             copy_kermany(options.kermany, DATA / "public")
-        if options.from_public:
+        if options.from_public or options.kermany:
             dataset.rebuild(DATA)
         print("Images")
         folder = prepare_images()

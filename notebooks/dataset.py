@@ -263,7 +263,10 @@ def fetch_zip(url: str, folder: Path) -> None:
     request = requests.Session.request
 
     def impatient(*arguments: object, **options: object) -> requests.Response:  # gdown 5 would wait forever
-        return request(*arguments, **{**options, "timeout": TIMEOUT})
+        answer = request(*arguments, **{**options, "timeout": TIMEOUT})
+        if int(answer.headers.get("Content-Length", 0)) > LARGEST[".zip"]:
+            raise OSError(f"more than {LARGEST['.zip'] / 1e6:.0f} MB")
+        return answer
 
     def write(scratch: Path) -> None:
         parts = urlsplit(url)
@@ -316,7 +319,7 @@ def unzip_images(archive: Path, folder: Path, trees: Sequence[str] = ("all", "tw
 
 def fetch_collection(name: str, target: Path) -> None:
     """Fetch one image of the COVID-19 collection; only what decodes is kept. Raises OSError, Problem."""
-    source = os.environ.get("COVID_CHESTXRAY_URL", COLLECTION_URL)
+    source = os.environ.get("COVID_CHESTXRAY_URL") or COLLECTION_URL
 
     def write(scratch: Path) -> None:
         download(f"{source}/images/{quote(name)}", scratch, LARGEST["image"])
@@ -375,11 +378,11 @@ def fetch_images(table: pd.DataFrame, folder: Path, what: str) -> list[str]:
             raise Problem(f"{what}: {reason}. Images so far are kept in {folder}; run again to continue.") from None
 
 
-def rebuild(home: Path) -> None:
+def rebuild(home: Path, keep: bool = False) -> None:
     """Build `home`/all and `home`/two from their public sources, as the list of images says.
 
-    Trees that are there are moved aside first. Images that a source no longer has are named and left
-    out; Problem if they are more than one in ten.
+    Trees that are there are moved aside first, or with `keep` they stay. Images that a source no longer
+    has are named and left out; Problem if they are more than one in ten.
     """
     print("The images come from their public sources: COVID-19 from GitHub, the children from Kaggle.")
     pool = home / "public"
@@ -397,6 +400,8 @@ def rebuild(home: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(pool / file, target)
         for tree in ("all", "two"):
+            if keep and holds_images(home / tree):
+                continue
             if (home / tree).exists():
                 aside = next(p for k in itertools.count(1) if not (p := home / f"{tree}.before-{k}").exists())
                 os.replace(home / tree, aside)
@@ -412,14 +417,12 @@ def find_images(tree: str, url: str = DRIVE_URL, home: Path | None = None, drawn
     phantoms (unless `drawn` is False), then downloads `url` (COVID_XRAY_URL overrides it), then goes to
     the public sources.
     """
-    home, url = home or data_home(), os.environ.get("COVID_XRAY_URL", url)
+    home, url = home or data_home(), os.environ.get("COVID_XRAY_URL") or url
     if setting := os.environ.get("COVID_XRAY_DATA"):
         for folder in (Path(setting) / tree, Path(setting)):
             if holds_images(folder):
                 return folder
-        raise Problem(
-            f"COVID_XRAY_DATA is {setting!r}, which holds neither {tree}/train nor train/ with test/ beside it."
-        )
+        raise Problem(f"COVID_XRAY_DATA is {setting!r}, which holds neither {tree}/train nor train/, beside test/.")
     if not holds_images(home / tree):
         if not (home / ZIP_NAME).exists():
             if drawn and holds_images(home / "phantoms" / tree):
@@ -429,7 +432,7 @@ def find_images(tree: str, url: str = DRIVE_URL, home: Path | None = None, drawn
             except Problem as first:
                 print(first)
                 try:
-                    rebuild(home)
+                    rebuild(home, keep=True)
                 except (Problem, OSError) as second:
                     if not holds_images(home / tree):  # otherwise another run was quicker
                         raise Problem(f"{first} The public sources fail, too: {second}") from None
@@ -504,9 +507,7 @@ def patients_of(folder: Path, files: Sequence[str]) -> list[str]:
     if listing.exists():
         try:
             table = pd.read_csv(listing, dtype=str, encoding="utf-8", keep_default_na=False)
-            own = {
-                file.replace("\\", "/"): patient for file, patient in zip(table["file"], table["patient"]) if patient
-            }
+            own = {file.replace("\\", "/"): who for file, who in zip(table["file"], table["patient"]) if who}
             known |= own
             if missing := [file for file in own if "/" in file and not (folder / file).exists()]:
                 print(f"{len(missing)} files of {listing} are not here, such as {missing[0]}.")

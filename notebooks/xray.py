@@ -61,11 +61,11 @@ with quiet():
 
 
 def whole_number(name: str, value: object, least: int = 1) -> int:
-    """Check a setting that counts something; the environment variable `name` overrides `value`.
+    """Check a setting that counts something; the environment variable `name`, if not empty, overrides `value`.
 
     Returns an int from `least` to 999999. Raises Problem for anything else.
     """
-    text = str(os.environ.get(name, value)).strip()
+    text = str(os.environ.get(name) or value).strip()
     if not re.fullmatch(r"[0-9]{1,6}", text, re.ASCII) or int(text) < least:
         raise Problem(f"{name} is {text!r}. Set it to a whole number from {least} to 999999.")
     return int(text)
@@ -105,7 +105,7 @@ def find_weights(home: Path | None = None) -> str | None:
     Looks at VGG16_WEIGHTS, then at `home`/weights, then lets Keras download them. Checks them first.
     """
     prepared = (home or data_home()) / "weights" / "vgg16.weights.h5"
-    weights = os.environ.get("VGG16_WEIGHTS", str(prepared) if prepared.exists() else "imagenet")
+    weights = os.environ.get("VGG16_WEIGHTS") or (str(prepared) if prepared.exists() else "imagenet")
     load_vgg16(None if weights == "random" else weights)
     return None if weights == "random" else weights
 
@@ -119,7 +119,7 @@ def choose_precision(setting: str = "auto") -> str:
     "auto", or the environment variable PRECISION: float16 on a GPU, bfloat16 on a processor that
     computes with it, and float32 elsewhere. Raises Problem for anything else.
     """
-    setting = os.environ.get("PRECISION", setting)
+    setting = os.environ.get("PRECISION") or setting
     if setting not in ("auto", "float16", "bfloat16", "float32"):
         raise Problem(f"PRECISION is {setting!r}. Set it to auto, float16, bfloat16, or float32.")
     if setting != "auto" or tf.config.list_physical_devices("GPU"):
@@ -232,11 +232,16 @@ class Run:
         key = joblib.hash([*parts, conv_base.output_shape, images, augmentation_of(datagen, images[0])])
         seeds = [self.seed + 1000 * view for view in range(views)]
         missing = [seed for seed in seeds if not is_kept(stored, base, datagen, images, seed, key, None)]
-        self.results["views_from_cache"] += views - len(missing)
-        total = len(missing) * len(images)
+        features, problem, total = [], "", len(missing) * len(images)
         look = dict(file=sys.stdout, ncols=80, mininterval=2, disable=total < 500)
         with tqdm(total=total, desc=f"VGG16, {len(missing)} new view(s)", **look) as bar:
-            features = [from_cache(stored, base, datagen, images, seed, key, bar.update) for seed in seeds]
+            for seed in seeds:
+                view, reason = from_cache(stored, base, datagen, images, seed, key, bar.update)
+                features.append(view)
+                problem = reason or problem
+                self.results["views_from_cache"] += not fresh
+        if problem:
+            print(f"Views are not saved to disk: {problem} They stay in memory. To save them, free some disk space.")
         self.lap("features")
         return features
 
@@ -345,10 +350,10 @@ def is_kept(stored: Callable, *call: object) -> bool:
         return False
 
 
-def from_cache(stored: Callable, *call: object) -> np.ndarray:
-    """Return one view from the cache; compute it where it is missing or damaged.
+def from_cache(stored: Callable, *call: object) -> tuple[np.ndarray, str]:
+    """Return one view from the cache; compute it, and put it into `fresh`, where it is missing or damaged.
 
-    A full disk is a printed message, and the view stays in memory.
+    Also returns why the view is not on disk and stays in memory, "" if it is there.
     """
     fresh.clear()
     with warnings.catch_warnings(record=True) as caught:
@@ -359,13 +364,12 @@ def from_cache(stored: Callable, *call: object) -> np.ndarray:
                 del features  # Windows deletes no file that is mapped
                 stored.call_and_shelve(*call).clear()
                 features, checksum = stored(*call)
-            return features
+            return features, ""
         except Exception:
             if not fresh:  # the failure came before the features did; one of the base comes again
                 view_features(*call)
     reason = str(caught[-1].message).split("Exception: ")[-1] if caught else "it cannot be written"
-    print(f"This view is not saved to disk: {reason} It stays in memory. To save it, free some disk space.")
-    return next(iter(fresh.values()))
+    return next(iter(fresh.values())), reason
 
 
 # ----------------------------------------------------------------------------------------- the head
@@ -452,10 +456,11 @@ def save_and_check(model: keras.Model, path: Path, images: np.ndarray, probabili
     difference between them and the saved model's, which computes in float32. Raises Problem where the
     loaded model predicts something else than the saved one.
     """
-    model.save(path)
+    in_place(path, model.save)
     inputs = images.astype(np.float32) / 255
     before, after = (
-        two_columns(network.predict(inputs, verbose=0)) for network in (model, keras.models.load_model(path))
+        two_columns(network.predict(inputs, batch_size=8, verbose=0))  # few at a time: activations are large
+        for network in (model, keras.models.load_model(path))
     )
     if not np.allclose(before, after, atol=1e-6):
         raise Problem(f"{path} does not predict what the model in memory predicts. Save it again.")
@@ -509,12 +514,9 @@ def share_interval(hits: np.ndarray, patients: Sequence[str]) -> list[float]:
 
 
 def score(
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    patients: Sequence[str],
-    by_patient: bool = False,
-    folds: Sequence = (),
-) -> dict:
+    labels: np.ndarray, probabilities: np.ndarray, patients: Sequence[str],
+    by_patient: bool = False, folds: Sequence = (),
+) -> dict:  # fmt: skip
     """Score predictions: labels int (n,), probabilities (n, classes), the patient of each row.
 
     Returns n, patients, correct, accuracy, ci95, majority (the larger class's share), confusion (true

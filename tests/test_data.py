@@ -10,9 +10,12 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import types
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import dataset
@@ -161,6 +164,20 @@ def test_gdown_is_given_a_time_limit(home, monkeypatch):
     assert asked["url"] == dataset.DRIVE_URL and asked["timeout"] == dataset.TIMEOUT == 60
 
 
+def test_gdown_is_given_a_size_limit(home, server, monkeypatch):
+    """gdown streams whatever comes; an answer that is too large is given up before its first byte is kept."""
+    monkeypatch.setitem(dataset.LARGEST, ".zip", 1_000_000)
+    large, get = server.put("/large.zip", b"PK" * 1_000_000), requests.Session.get
+
+    def elsewhere(self, url, **options):
+        return get(self, large, **options)
+
+    monkeypatch.setattr(requests.Session, "get", elsewhere)
+    with pytest.raises(Problem, match="more than 1 MB"):
+        dataset.fetch_zip(dataset.DRIVE_URL, home)
+    assert files_in(home) == []
+
+
 def test_a_server_that_hangs_and_one_that_never_stops(home, server, monkeypatch):
     monkeypatch.setattr(dataset, "TIMEOUT", 1)
     with pytest.raises(Problem, match="[Tt]imed out"):
@@ -280,6 +297,24 @@ def test_a_forced_rebuild_moves_aside_what_is_there(public, capsys):
     assert len(dataset.load_images(public.home / "all")[0]) == 306
 
 
+def test_two_rebuilds_at_once(public, monkeypatch):
+    """Where a link is dead, the second run keeps what the first one built; nothing is moved aside."""
+    fetch, ready = dataset.fetch_images, threading.Barrier(2, timeout=60)
+
+    def fetch_then_wait(*arguments):
+        try:
+            return fetch(*arguments)
+        finally:
+            ready.wait()
+
+    monkeypatch.setattr(dataset, "fetch_images", fetch_then_wait)
+    url = public.server.put("/gone.zip", b"gone", 404)
+    with ThreadPoolExecutor(2) as pool:
+        folders = list(pool.map(lambda _: dataset.find_images("all", url, public.home), range(2)))
+    assert folders == [public.home / "all"] * 2 and files_in(public.home) == ["all", "two"]
+    assert len(dataset.load_images(folders[0])[0]) == 306
+
+
 def test_withdrawn_images_are_named_and_too_many_are_a_problem(public, capsys):
     names = [name for name in dataset.ARTICLE["filename"] if f"/images/{name}" in public.server.pages]
     public.server.put(f"/images/{names[0]}", b"", 404)
@@ -302,7 +337,8 @@ def test_kagglehub_is_optional_and_its_absence_a_message(public, monkeypatch):
 
 
 @pytest.mark.parametrize("layout", ["chest_xray/train/NORMAL", "", "zip"])
-def test_kermany_from_disk(layout, public, tmp_path, tree):
+def test_kermany_from_disk(layout, public, tmp_path, tree, monkeypatch):
+    """A folder or zip of any layout takes Kaggle's place; the option alone rebuilds."""
     picture = next((tree / "all" / "train" / "covid").iterdir()).read_bytes()
     names = dataset.ARTICLE.loc[dataset.ARTICLE["patient"].str.startswith("kermany"), "filename"]
     source = tmp_path / "archive.zip" if layout == "zip" else tmp_path / "kermany"
@@ -315,8 +351,10 @@ def test_kermany_from_disk(layout, public, tmp_path, tree):
         (source / layout).mkdir(parents=True)
         for name in names:
             (source / layout / name).write_bytes(picture)
-    prepare.copy_kermany(source, public.home / "public")
-    dataset.rebuild(public.home)
+    monkeypatch.setattr(prepare, "DATA", public.home)
+    monkeypatch.setattr(sys, "argv", ["prepare.py", "--kermany", str(source)])
+    monkeypatch.setenv("VGG16_WEIGHTS", "random")
+    prepare.main()
     assert public.kaggle == [] and len(dataset.load_images(public.home / "all")[0]) == 306
     with pytest.raises(Problem, match="lacks 237 of the 237 images"):
         prepare.copy_kermany(tree, tmp_path / "other")
@@ -693,7 +731,7 @@ def test_results_and_seconds_are_saved_as_they_come(tmp_path):
     assert os.listdir(tmp_path) == ["binary.json"]
 
 
-@pytest.mark.parametrize("text", ["zero", "0", "-3", "1.5", "", "1e3", "٣", None, True])
+@pytest.mark.parametrize("text", ["zero", "0", "-3", "1.5", " ", "1e3", "٣", None, True])
 def test_settings_that_do_not_parse(monkeypatch, text):
     with pytest.raises(Problem, match="NUM_EPOCHS is .*Set it to a whole number from 1 to 999999"):
         xray.whole_number("NUM_EPOCHS", text)
@@ -703,3 +741,14 @@ def test_settings_that_do_not_parse(monkeypatch, text):
     monkeypatch.setenv("PRECISION", str(text))
     with pytest.raises(Problem, match="PRECISION is"):
         xray.choose_precision()
+
+
+def test_an_empty_variable_is_not_set(home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("NUM_EPOCHS", "PRECISION", "VGG16_WEIGHTS", "COVID_XRAY_URL", "COVID_XRAY_DATA", "COVID_XRAY_OUTPUT"):
+        monkeypatch.setenv(name, "")
+    assert xray.whole_number("NUM_EPOCHS", 20) == 20 and xray.choose_precision("float16") == "float16"
+    monkeypatch.setattr(xray, "load_vgg16", lambda weights: weights)
+    assert xray.find_weights(home) == "imagenet" and xray.Run("test").output == Path("output")
+    with pytest.raises(Problem, match="here.zip.* cannot be downloaded.*The public sources fail, too"):
+        dataset.find_images("all", "here.zip", home)
