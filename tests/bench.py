@@ -13,6 +13,7 @@ peak memory, and is saved as it comes to output/bench.json, where parts of earli
   second        Multi's features and heads without the cache, with an empty one, and a second time
   large         with --large N ...: the whole Multi notebook on N phantoms, 2 views, 2 epochs
   notebooks     whole notebooks in turns with those of --revision, and a second time
+  phantoms      `make run` where no X-ray can be reached, in turns with that of --revision
   exercises     the numbers in the folded answers of both lessons
   seeds         with --seeds N: test and cross-validated accuracy over N seeds, in two precisions
   claims        with --seeds N: the article's heads on views or not, and four classes on the controls
@@ -278,7 +279,7 @@ def measure_second():
     """Multi's features and heads without the cache, with an empty one, and a second time."""
     with tempfile.TemporaryDirectory() as scratch:
         cached, found = xray.from_cache, {}
-        xray.from_cache = lambda _, *call: xray.view_features(*call)[0]
+        xray.from_cache = lambda _, *call: (xray.view_features(*call)[0], "")
         for name in ("without", "first", "second"):
             figures = train_recipe("multi", xray.Run("bench", output=Path(scratch)))
             found[name] = {part: figures[part] for part in ("features", "heads", "seconds")}
@@ -309,21 +310,44 @@ def measure_large(count):
     return {"seconds": seconds, "kernel_peak_gib": kernel}
 
 
+def unpack(revision, folder):
+    """Write the project's files at a revision into a folder."""
+    command = ["git", "archive", revision]
+    archive = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+    tarfile.open(fileobj=io.BytesIO(archive)).extractall(folder)
+
+
 def measure_notebooks(name, revision, rounds):
     """Seconds of a whole notebook: that of `revision`, now, and now a second time, in turns."""
     os.environ["COVID_XRAY_DATA"] = str(dataset.find_images("all").resolve().parent)
     if (weights := xray.find_weights()) not in (None, "imagenet"):
         os.environ["VGG16_WEIGHTS"] = str(Path(weights).resolve())
-    command, timed = ["git", "archive", revision], defaultdict(list)
-    archive = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    timed = defaultdict(list)
     for _ in range(int(rounds)):
         with tempfile.TemporaryDirectory() as scratch:
-            tarfile.open(fileobj=io.BytesIO(archive.stdout)).extractall(scratch)
+            unpack(revision, scratch)
             for key, folder in (("before", scratch), ("now", ROOT), ("second", ROOT)):
                 output = Path(scratch) / ("old" if key == "before" else "new")
                 timed[key].append(run_notebook(folder, name, output))
     before, now, second = (float(np.median(values)) for values in timed.values())
     return {"now_to_before": now / before, "second_to_now": second / now, "seconds": timed}
+
+
+def measure_phantoms(revision, rounds):
+    """Seconds of `make run` in a fresh copy of the project without data: `revision`, and the last commit, in turns."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("COVID_")}
+    environment |= {"COVID_XRAY_URL": "http://127.0.0.1:9/a.zip", "COVID_CHESTXRAY_URL": "http://127.0.0.1:9"}
+    timed = defaultdict(list)
+    for _ in range(int(rounds)):
+        for key, commit in (("before", revision), ("now", "HEAD")):
+            with tempfile.TemporaryDirectory() as scratch:
+                unpack(commit, scratch)
+                (Path(scratch) / ".venv").symlink_to(ROOT / ".venv")
+                begin = time.perf_counter()
+                subprocess.run(["make", "-C", scratch, "run"], env=environment, stdout=sys.stderr, check=True)
+                timed[key].append(time.perf_counter() - begin)
+    before, now = (float(np.median(values)) for values in timed.values())
+    return {"now_to_before": now / before, "seconds": timed}
 
 
 def fit_logistic(features, labels, folds, strength=0.01):
@@ -570,6 +594,7 @@ def main():
     plan["ours"] = [(name, precision) for name in RECIPES for precision in precisions]
     plan["large"] = [(count,) for count in options.large]
     plan["notebooks"] = [(name, options.revision, options.rounds) for name in LESSONS]
+    plan["phantoms"] = [(options.revision, options.rounds)]
     plan["seeds"] = [(seeds, precision, options.pool) for precision in precisions if seeds]
     plan["claims"] = [(seeds, options.pool)] if seeds else []
     plan["heads"] = [(options.heads, options.pool)] if options.heads else []
