@@ -328,7 +328,9 @@ def view_features(
     def batches() -> Iterator[np.ndarray]:
         for number, start in enumerate(range(0, len(images), 32)):  # flow holds float32 copies: 32 at a time
             part = images[start : start + 32]
-            yield datagen.flow(part, batch_size=32, shuffle=False, seed=seed + number)[0]
+            flow = datagen.flow(part, batch_size=32, shuffle=False, seed=seed + number)
+            yield flow[0]
+            flow.index_generator = None  # ends a cycle that would keep the copies until Python collects garbage
             if progress:
                 progress(len(part))
 
@@ -458,10 +460,9 @@ def save_and_check(model: keras.Model, path: Path, images: np.ndarray, probabili
     """
     in_place(path, model.save)
     inputs = images.astype(np.float32) / 255
-    before, after = (
-        two_columns(network.predict(inputs, batch_size=8, verbose=0))  # few at a time: activations are large
-        for network in (model, keras.models.load_model(path))
-    )
+    networks = model, keras.models.load_model(path)
+    # Eight images at a time: in float32, activations are large.
+    before, after = (two_columns(network.predict(inputs, batch_size=8, verbose=0)) for network in networks)
     if not np.allclose(before, after, atol=1e-6):
         raise Problem(f"{path} does not predict what the model in memory predicts. Save it again.")
     return float(np.abs(after - probabilities).max())
