@@ -759,7 +759,7 @@ def plot_predictions(
 
 
 def plot_heat_maps(images: np.ndarray, maps: np.ndarray, titles: Sequence[str]) -> plt.Figure:
-    """Draw each image above its heat map, with a color bar: orange speaks for the class, blue against it."""
+    """Draw each image above its heat map, with a color bar: orange counts for the class, purple against it."""
     figure, axes = plt.subplots(2, len(images), figsize=(WIDTH, 4.4), squeeze=False)
     for image, heat, title, (top, bottom) in zip(images, maps, titles, axes.T):
         size, heat = image.shape[0], heat / max(np.abs(heat).max(), 1e-12)

@@ -75,10 +75,8 @@ def test_cross_validation_in_depth(name):
         str(cv["correct"]),
         f"{cv['accuracy']:.2f}",
         "{:.2f} to {:.2f}".format(*cv["ci95"]),
-        f"{cv['mean_on_views']:.2f}",
+        f"{cv['mean_on_views']:.2f}" if "mean_on_views" in cv else "",
     ]
-    if name == "logistic":
-        wanted[3] = ""
     (row,) = (row for row in table("notebooks/README.md", "augmentation | views") if row[0] == name)
     assert row[2:] == wanted
 
