@@ -49,6 +49,9 @@ def speed(bench):
     for key, run in bench["notebooks"].items():
         seconds = [f"{run['seconds'][when][0]:.0f} s" for when in ("before", "now", "second")]
         rows.append([key.split()[0], *seconds, f"{run['now_to_before']:.2f}", f"{run['second_to_now']:.2f}"])
+    for run in bench.get("phantoms", {}).values():
+        before, now = (f"{run['seconds'][when][0]:.0f} s" for when in ("before", "now"))
+        rows.append(["`make run`, phantoms", before, now, "", f"{run['now_to_before']:.2f}", ""])
     yield as_table(["notebook", "ee045e0", "now", "a second time", "now / ee045e0", "second / now"], *rows)
     large = {n: run for n, run in bench.get("large", {}).items() if n.isdigit()}
     rows = [[f"{int(n):,}", f"{run['seconds']:.0f} s", f"{run['kernel_peak_gib']:.1f} GiB"] for n, run in large.items()]
@@ -83,7 +86,7 @@ def chance(bench):
     yield as_table(["paired, in points", "mean of five seeds", "range"], *rows)
     pair = [bench["seeds"].get(f"5 {precision} 16") for precision in ("bfloat16", "float32")]
     if all(pair):
-        names = [name for name in pair[0] if name.startswith(("test", "cross"))]
+        names = [name for name in pair[0] if name.startswith(("test", "cross")) and "views" not in name]
         yield as_table(["five seeds", "bfloat16", "float32"], *([n, *(spread(p[n]) for p in pair)] for n in names))
     (claims,) = bench["claims"].values()
     rows = [[name, spread(claims[name])] for name in ("article, unaugmented", "article, on views")]
