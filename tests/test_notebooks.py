@@ -60,8 +60,8 @@ def test_in_the_repository(notebook, tree, weights, tmp_path):
         assert list(results["trust"]["grouped_cv"]) == ["four", "four_gentle", "four_none", "four_logistic"]
         assert all(cv["n"] == 28 and len(cv["folds"]) == 5 for cv in results["trust"]["grouped_cv"].values())
         assert {case: draw["n"] for case, draw in results["trust"]["article_draw"].items()} == {"three": 1, "four": 1}
-        differences = ["four_gentle - four", "four_none - four_gentle", "four_logistic - four"]
-        assert list(results["trust"]["differences"]) == differences
+        pairs = [("gentle", "four"), ("none", "four"), ("none", "four_gentle"), ("logistic", "four")]
+        assert list(results["trust"]["differences"]) == [f"four_{one} - {other}" for one, other in pairs]
     shown = [page for page in outputs_of(cells, "text/html") if page.startswith("<img")]
     assert len(shown) == len(list(tmp_path.glob("*.png"))) and all(re.search(r'alt="\w', page) for page in shown)
     models = {"binary": ["binary.keras"], "multi": ["multi_four.keras", "multi_three.keras"]}
