@@ -832,9 +832,9 @@ def control_table(answers: dict[str, dict]) -> pd.DataFrame:
     for name, scored in answers.items():
         right = scored["with_right_answer"]
         rows[name] = {
-            "right, of those with a right answer": f"{right['correct']} of {right['n']}",
+            "right, of those with a class of their own": f"{right['correct']} of {right['n']}",
             "predicted COVID-19, of all": f"{scored['called_covid']} of {scored['n']}",
-            "of those with no finding": f"{scored['no_finding']['called_covid']} of {scored['no_finding']['n']}",
+            "predicted COVID-19, no finding": f"{scored['no_finding']['called_covid']} of {scored['no_finding']['n']}",
         }
     return pd.DataFrame(rows).T
 

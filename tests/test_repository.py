@@ -158,7 +158,9 @@ def test_no_machine_in_the_files():
         r"(?<![\w.~-])/(home|root|work|opt|mnt|Users)/\w|\b(10|192\.168|172\.(1[6-9]|2\d|3[01]))(\.\d{1,3}){2,3}\b(?!\.)"
         r"|[a-z]\.(internal|corp|lan)\b|--(extra-)?index-url"
     )
-    for sample in ("/".join(["", "home", "me", "x"]), ".".join(["10", "0", "0", "12"]), "pip" + ".corp"):
+    folders = ["/".join(["", place, "me", "x"]) for place in ("home", "work")]
+    addresses = [".".join(parts) for parts in (["10", "0", "0", "12"], ["192", "168", "1", "5"], ["pip", "corp"])]
+    for sample in (*folders, *addresses, "--" + "index-url"):
         assert re.search(machine, sample), sample
     for name in tracked():
         if not name.endswith(".png") and name != "tests/test_repository.py":
