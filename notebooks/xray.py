@@ -830,11 +830,11 @@ def control_table(answers: dict[str, dict]) -> pd.DataFrame:
     """Compare models on the controls, a row a model, from score_controls."""
     rows = {}
     for name, scored in answers.items():
-        right = scored["with_right_answer"]
+        right, clear = scored["with_right_answer"], scored["no_finding"]
         rows[name] = {
-            "right, of those with a class of their own": f"{right['correct']} of {right['n']}",
+            "right, of those whose class the model has": f"{right['correct']} of {right['n']}",
             "predicted COVID-19, of all": f"{scored['called_covid']} of {scored['n']}",
-            "predicted COVID-19, no finding": f"{scored['no_finding']['called_covid']} of {scored['no_finding']['n']}",
+            "predicted COVID-19, of those with no finding": f"{clear['called_covid']} of {clear['n']}",
         }
     return pd.DataFrame(rows).T
 
