@@ -33,7 +33,8 @@ define execute
 	@$(settings) \
 	name=Covid19_GradientCrescent_$(1); \
 	$(BIN)/python -m nbconvert --log-level WARN --to notebook --execute --allow-errors --ExecutePreprocessor.timeout=-1 \
-		--ExecutePreprocessor.kernel_name=python3 --output-dir "$$COVID_XRAY_OUTPUT" notebooks/$$name.ipynb \
+		--ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.extra_arguments=--log-level=ERROR \
+		--output-dir "$$COVID_XRAY_OUTPUT" notebooks/$$name.ipynb \
 	&& $(BIN)/python -m nbconvert --log-level WARN --to html \
 		--HTMLExporter.preprocessors=nbconvert.preprocessors.CoalesceStreamsPreprocessor \
 		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags hide-input \
