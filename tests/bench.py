@@ -282,7 +282,7 @@ def measure_second():
         xray.from_cache = lambda _, *call: (xray.view_features(*call)[0], "")
         for name in ("without", "first", "second"):
             figures = train_recipe("multi", xray.Run("bench", output=Path(scratch)))
-            found[name] = {part: figures[part] for part in ("features", "heads", "seconds")}
+            found[name] = {part: figures[part] for part in ("views", "features", "heads", "seconds")}
             xray.from_cache = cached
     return found
 
