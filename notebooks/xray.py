@@ -325,18 +325,21 @@ def view_features(
     generator, so more threads would not repeat. `key` stands for base, datagen, and images in the cache.
     """
 
-    def batches() -> Iterator[np.ndarray]:
-        for number, start in enumerate(range(0, len(images), 32)):  # flow holds float32 copies: 32 at a time
+    def batches(first: int) -> Iterator[np.ndarray]:
+        for start in range(first, min(first + 512, len(images)), 32):  # flow holds float32 copies: 32 at a time
             part = images[start : start + 32]
-            flow = datagen.flow(part, batch_size=32, shuffle=False, seed=seed + number)
+            flow = datagen.flow(part, batch_size=32, shuffle=False, seed=seed + start // 32)
             yield flow[0]
             flow.index_generator = None  # ends a cycle that would keep the copies until Python collects garbage
             if progress:
                 progress(len(part))
 
+    features = np.empty((len(images), *base.output_shape[1:]), np.float16)
     signature = tf.TensorSpec((None, *images.shape[1:]), tf.float32)
-    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(2)
-    features = base.predict(without_autotuning(dataset), verbose=0).astype(np.float16)
+    for first in range(0, len(images), 512):  # predict holds what it returns twice
+        drawn = tf.data.Dataset.from_generator(batches, args=(first,), output_signature=signature).prefetch(2)
+        drawn = without_autotuning(drawn.rebatch(16))  # 16 at a time: VGG16's activations are large
+        features[first : first + 512] = base.predict(drawn, verbose=0)
     fresh[key, seed] = features
     return features, zlib.crc32(features)
 
@@ -397,9 +400,12 @@ class ViewSchedule(keras.callbacks.Callback):
         with tf.device("CPU"):  # slices of a variable reach the head in half the time of a Python generator's batches
             self.features = tf.Variable(views[0][:0], shape=(None, *views[0].shape[1:]))
             self.targets = tf.Variable(np.zeros(len(train), np.int32))
-        starts = tf.data.Dataset.range(0, len(train), batch_size)
-        slices = starts.map(lambda k: (self.features[k : k + batch_size], self.targets[k : k + batch_size]))
-        self.batches = without_autotuning(slices)
+
+        def read(_: tf.Tensor) -> tf.data.Dataset:  # as fit begins an epoch
+            return tf.data.Dataset.from_tensor_slices((self.features.value(), self.targets.value())).batch(batch_size)
+
+        # Of unknown length: at the end of every epoch of a known one, Keras makes an iterator that it never uses.
+        self.batches = without_autotuning(tf.data.Dataset.range(1).flat_map(read))
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Lay out the features and labels of this epoch's view in this epoch's order."""
@@ -454,17 +460,17 @@ def predict_probabilities(head: keras.Model, features: np.ndarray) -> np.ndarray
 def save_and_check(model: keras.Model, path: Path, images: np.ndarray, probabilities: np.ndarray) -> float:
     """Save a model, load it again, and check that it predicts the same.
 
-    images: uint8 (n, size, size, 3); probabilities: (n, classes), those of the run. Returns the largest
-    difference between them and the saved model's, which computes in float32. Raises Problem where the
-    loaded model predicts something else than the saved one.
+    images: uint8 (n, size, size, 3); probabilities: (n, classes), those of the run; the first 100 are
+    checked. Returns the largest difference between them and the saved model's, which computes in float32.
+    Raises Problem where the loaded model predicts something else than the saved one.
     """
     in_place(path, model.save)
-    inputs = images.astype(np.float32) / 255
-    networks = model, keras.models.load_model(path)
-    # Eight images at a time: in float32, activations are large.
-    before, after = (two_columns(network.predict(inputs, batch_size=8, verbose=0)) for network in networks)
-    if not np.allclose(before, after, atol=1e-6):
+    inputs, probabilities = images[:100] / np.float32(255), probabilities[:100]
+    loaded = keras.models.load_model(path)
+    first, again = (network.predict(inputs[:8], verbose=0) for network in (model, loaded))
+    if not np.allclose(first, again, atol=1e-6):
         raise Problem(f"{path} does not predict what the model in memory predicts. Save it again.")
+    after = two_columns(loaded.predict(inputs, batch_size=8, verbose=0))  # in float32, activations are large
     return float(np.abs(after - probabilities).max())
 
 
@@ -488,8 +494,7 @@ def patient_interval(
     """
     rows_of = list(pd.Series(range(len(patients))).groupby(np.asarray(patients)).apply(np.array))
     if len(rows_of) < 2:
-        value = float(statistic(np.arange(len(patients))))
-        return [value, value]
+        return [float(statistic(np.arange(len(patients))))] * 2
 
     def of_drawn(drawn: np.ndarray) -> float:
         return statistic(np.concatenate([rows_of[index] for index in drawn]))
@@ -529,9 +534,7 @@ def score(
     classes = range(probabilities.shape[1])
     scored = {"n": len(labels), "patients": len(set(patients)), "correct": int(right.sum())}
     scored["accuracy"] = float(right.mean()) if len(labels) else 0.0
-    scored["ci95"] = exact_interval(right.sum(), len(labels))
-    if by_patient:
-        scored["ci95"] = share_interval(right, patients)
+    scored["ci95"] = share_interval(right, patients) if by_patient else exact_interval(right.sum(), len(labels))
     scored["majority"] = float(np.bincount(labels).max() / len(labels)) if len(labels) else 0.0
     scored["confusion"] = confusion_matrix(labels, probabilities.argmax(axis=1), labels=classes).tolist()
     if folds:
@@ -571,9 +574,7 @@ def grouped_folds(labels: np.ndarray, patients: Sequence[str], seed: int = 42) -
     groups = pd.Series(np.asarray(patients)).groupby(np.asarray(labels)).nunique()
     folds = min(5, int(groups.min()))
     if folds < 2:
-        raise Problem(
-            "One class has only one patient, and cross-validation needs two or more. Check patients.csv, or add images."
-        )
+        raise Problem("One class has only one patient. Cross-validation needs two: check patients.csv, or add images.")
     if folds < 5:
         print(f"{folds} folds instead of 5: the smallest class has {folds} patients.")
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)

@@ -201,6 +201,8 @@ def test_an_error_of_the_base_is_not_taken_for_a_full_disk(tmp_path, monkeypatch
     """What fails in the computation itself is raised."""
 
     class Broken:
+        output_shape = (None, 1, 1, 512)
+
         def predict(self, *_, **__):
             raise ArithmeticError("the base fails")
 
