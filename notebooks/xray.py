@@ -712,11 +712,12 @@ def plot_acc_loss(history: dict, title: str, n_validation: int) -> plt.Figure:
         for name, shift in ((lower, -max(gap, 0) / 2), (upper, max(gap, 0) / 2)):
             values, color, _ = curves[name]
             axis.text(1.02 * len(values), values[-1] + shift, name, color=color, va="center")
-        ticks = range(0, len(values) + 1, max(1, len(values) // 5))
-        axis.set(xlabel="Epoch", xticks=ticks, title=f"{title}: {label}", ylim=(low, high))
+        step = max(1, len(values) // 5)
+        ticks, limits = range(step, len(values) + 1, step), (0, 1.02 * len(values))
+        axis.set(xlabel="Epoch", title=f"{title}: {label}", xticks=ticks, xlim=limits, ylim=(low, high))
         axis.grid(alpha=0.3)
-    axes[0].errorbar([1], [0.15], yerr=0.5 / n_validation, color=ORANGE, capsize=4)
-    axes[0].text(1.5, 0.15, f"  one of {n_validation} validation images", va="center", color=ORANGE)
+    axes[0].errorbar([len(values) / 20], [0.15], yerr=0.5 / n_validation, color=ORANGE, capsize=4)
+    axes[0].text(len(values) / 13, 0.15, f" one of {n_validation} validation images", va="center", color=ORANGE)
     return figure
 
 
