@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
@@ -169,8 +169,7 @@ def parse_list(text: str) -> pd.DataFrame:
         for item in line.split():
             name, _, patient = item.partition("=")
             if not patient:
-                numbers = iter(item.split("_"))
-                name = re.sub(r"[*]", lambda _, numbers=numbers: next(numbers), template)
+                name = template.replace("*", "{}").format(*item.split("_"))
             patient = f"cohen-{patient}" if patient else f"kermany-{re.search(r'[(](.+)[)]', name)[1]}"
             rows.append((*group, re.sub("[()]", "", name), patient))
     return pd.DataFrame(rows, columns=["split", "class", "filename", "patient"])
@@ -246,13 +245,21 @@ def in_place(target: Path, write: Callable[[Path], object]) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def limited(parts: Iterable[bytes], largest: int) -> Iterator[bytes]:
+    """Pass on the parts of a download; raises OSError when they come to more than `largest` bytes."""
+    total = 0
+    for part in parts:
+        if (total := total + len(part)) > largest:
+            raise OSError(f"more than {largest / 1e6:.0f} MB")
+        yield part
+
+
 def download(url: str, target: Path, largest: int) -> None:
     """Download `url` to `target` as it comes. Raises OSError for errors and more than `largest` bytes."""
     with requests.get(url, timeout=TIMEOUT, stream=True) as answer, open(target, "wb") as file:
         answer.raise_for_status()
-        for part in answer.iter_content(1 << 20):
-            if file.write(part) and file.tell() > largest:
-                raise OSError(f"more than {largest / 1e6:.0f} MB")
+        for part in limited(answer.iter_content(1 << 20), largest):
+            file.write(part)
 
 
 def fetch_zip(url: str, folder: Path) -> None:
@@ -264,8 +271,8 @@ def fetch_zip(url: str, folder: Path) -> None:
 
     def impatient(*arguments: object, **options: object) -> requests.Response:  # gdown 5 would wait forever
         answer = request(*arguments, **{**options, "timeout": TIMEOUT})
-        if int(answer.headers.get("Content-Length", 0)) > LARGEST[".zip"]:
-            raise OSError(f"more than {LARGEST['.zip'] / 1e6:.0f} MB")
+        parts = answer.iter_content
+        answer.iter_content = lambda *sizes, **named: limited(parts(*sizes, **named), LARGEST[".zip"])
         return answer
 
     def write(scratch: Path) -> None:
@@ -388,9 +395,7 @@ def rebuild(home: Path, keep: bool = False) -> None:
     pool = home / "public"
     gone = fetch_images(ARTICLE, pool, "public sources")
     if len(gone) > len(ARTICLE) / 10:
-        raise Problem(
-            f"{len(gone)} of {len(ARTICLE)} images are no longer available, such as {gone[0]}. Put the zip into {home}."
-        )
+        raise Problem(f"{len(gone)} of {len(ARTICLE)} images are gone, such as {gone[0]}. Put the zip into {home}.")
     if gone:
         print(f"{len(gone)} images are no longer available and are left out: {', '.join(gone)}")
     with tempfile.TemporaryDirectory(dir=home, prefix=".rebuild-") as scratch:
@@ -457,8 +462,7 @@ def find_controls(folder: Path, class_names: Sequence[str] = ("covid",)) -> pd.D
         elif "covid" in class_names and "pneumonia" not in class_names:
             if not pictures.exists() and (folder / "controls.zip").exists():
                 unzip_images(folder / "controls.zip", folder, ["controls"])
-            gone = fetch_images(table, pictures, "controls")
-            if gone:
+            if gone := fetch_images(table, pictures, "controls"):
                 print(f"{len(gone)} of {len(table)} controls are not available.")
     except (Problem, OSError, ValueError) as error:
         print(f"Not all controls are available. {error}")

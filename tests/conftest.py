@@ -58,7 +58,10 @@ def weights(tmp_path_factory):
 
 
 class Server:
-    """An HTTP server on loopback that answers each path with a status and a body, and notes what it was asked."""
+    """An HTTP server on loopback that answers each path with a status and a body, and notes what it was asked.
+
+    It announces how long its answers are, but for those below /unannounced.
+    """
 
     def __init__(self):
         self.pages, self.asked, self.patience = {}, [], threading.Event()
@@ -82,7 +85,10 @@ def server():
                 state.patience.wait(60)
                 return
             self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Type", "application/octet-stream")
+            self.send_header("Content-Disposition", 'attachment; filename="file"')
+            if not self.path.startswith("/unannounced"):
+                self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 

@@ -164,10 +164,11 @@ def test_gdown_is_given_a_time_limit(home, monkeypatch):
     assert asked["url"] == dataset.DRIVE_URL and asked["timeout"] == dataset.TIMEOUT == 60
 
 
-def test_gdown_is_given_a_size_limit(home, server, monkeypatch):
-    """gdown streams whatever comes; an answer that is too large is given up before its first byte is kept."""
+@pytest.mark.parametrize("path", ["/large.zip", "/unannounced/large.zip"])
+def test_gdown_is_given_a_size_limit(path, home, server, monkeypatch):
+    """gdown streams whatever comes; an answer that is too large is given up and not kept, announced or not."""
     monkeypatch.setitem(dataset.LARGEST, ".zip", 1_000_000)
-    large, get = server.put("/large.zip", b"PK" * 1_000_000), requests.Session.get
+    large, get = server.put(path, b"PK" * 1_000_000), requests.Session.get
 
     def elsewhere(self, url, **options):
         return get(self, large, **options)
@@ -326,7 +327,7 @@ def test_withdrawn_images_are_named_and_too_many_are_a_problem(public, capsys):
     assert len(table) == 304 and dataset.identify(folder, table["file"]) == "all"
     for name in names:
         public.server.put(f"/images/{name}", b"", 404)
-    with pytest.raises(Problem, match="69 of 306 images are no longer available"):
+    with pytest.raises(Problem, match="69 of 306 images are gone"):
         dataset.rebuild(public.home)
 
 
