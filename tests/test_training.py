@@ -216,6 +216,17 @@ def test_reduced_precision_keeps_the_features(base, loaded, precision):
     assert keras.config.dtype_policy().name == base.layers[1].dtype_policy.name == "float32"
 
 
+def test_every_piece_of_a_large_set_is_its_own(run, base):
+    """530 images, more than predict is given at once: each has the features that its batch of 32 alone would have."""
+    images = np.random.default_rng(0).integers(0, 256, (530, SIZE, SIZE, 3), np.uint8)
+    (features,) = run.extract_features(base, AUGMENTED, images)
+    for number in (0, 15, 16):  # the first, and those on both sides of the piece's end
+        part = images[32 * number : 32 * number + 32]
+        drawn = AUGMENTED.flow(part, batch_size=32, shuffle=False, seed=run.seed + number)[0]
+        expected = base.predict(drawn, verbose=0).astype(np.float16)
+        np.testing.assert_array_equal(features[32 * number : 32 * number + 32], expected)
+
+
 def test_two_devices_give_the_features_of_one(weights, tree, tmp_path):
     """Extraction under MirroredStrategy on two logical CPU devices."""
     code = """
