@@ -61,9 +61,13 @@ def speed(bench):
         times = {label: [parts[when][part] for part in head[1:]] for label, when in CACHE}
         yield as_table(head, *([label, *(f"{value:.1f} s" for value in values)] for label, values in times.items()))
     large = {n: run for n, run in bench.get("large", {}).items() if n.isdigit()}
-    rows = [[f"{int(n):,}", f"{run['seconds']:.0f} s", f"{run['kernel_peak_gib']:.1f} GiB"] for n, run in large.items()]
+    rows = []
+    for n, run in large.items():
+        peaks = (run.get(key) for key in ("kernel_peak_gib", "kernel_peak_gib_now"))
+        rows.append([f"{int(n):,}", f"{run['seconds']:.0f} s", *(f"{peak:.2f} GiB" if peak else "" for peak in peaks)])
     if rows:
-        yield as_table(["phantoms", "the whole Multi notebook, 2 views, 2 epochs", "peak memory"], *rows)
+        head = "phantoms", "the whole Multi notebook, 2 views, 2 epochs", "peak memory", "peak memory now"
+        yield as_table(head, *rows)
 
 
 def chance(bench):
