@@ -1,82 +1,89 @@
-"""Keep the copies in step: data/manifest.csv, the list of images in dataset.py, and the toolbox cells of each notebook.
+"""Write what is derived: the toolbox cell of each notebook, and the tables of the READMEs.
 
-python notebooks/sync.py            write the list into dataset.py; dataset.py and xray.py into both notebooks
-python notebooks/sync.py --check    change nothing; exit with 1 if anything would change
+    python notebooks/sync.py            write what differs
+    python notebooks/sync.py --check    change nothing; exit with 1 if anything would change
+
+The toolbox cell holds xray.py, xray_data.py, and the list of images, so that a notebook runs alone. A
+README's table stands between two comments, <!-- table NAME --> and <!-- end -->; tables.py computes it.
 """
 
-import csv
+import base64
+import io
 import json
-import os
 import re
 import sys
-import textwrap
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import tables
+
 NOTEBOOKS = Path(__file__).resolve().parent
-TITLES = {
-    "dataset.py": "Toolbox, the data set: run this cell; you need not read it",
-    "xray.py": "Toolbox, everything else: run this cell, too",
-}
+ROOT = NOTEBOOKS.parent
+PACKED = [NOTEBOOKS / "xray.py", NOTEBOOKS / "xray_data.py", ROOT / "data" / "manifest.csv"]
+READMES = [ROOT / "README.md", NOTEBOOKS / "README.md", ROOT / "data" / "README.md", ROOT / "tests" / "README.md"]
+TOOLBOX = '''\
+# @title The toolbox, packed: run this cell, you need not read it
+from base64 import b85decode
+from io import BytesIO
+from pathlib import Path
+from zipfile import ZipFile
+
+if not (Path("xray.py").exists() or Path("notebooks/xray.py").exists()):
+    ZipFile(BytesIO(b85decode("{}"))).extractall()
+'''
 
 
-def as_item(row: dict[str, str]) -> tuple[str, str]:
-    """Return an image's template and item, as dataset.parse_list reads them.
+def pack() -> str:
+    """Return the toolbox's files as a zip in base85, the same text for the same files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as zipped:
+        for path in PACKED:
+            info = zipfile.ZipInfo(path.name, date_time=(1980, 1, 1, 0, 0, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            zipped.writestr(info, path.read_text(encoding="utf-8"))
+    return base64.b85encode(buffer.getvalue()).decode()
 
-    person1942_bacteria_4865.jpeg of patient kermany-person1942 is 1942_4865 of (person*)_bacteria_*.jpeg;
-    an image of the collection is name=number of *.
+
+def unpack(source: str) -> dict[str, bytes]:
+    """Return the files in the source of a toolbox cell, {} where it holds none."""
+    found = re.search(r'b85decode\("(.*)"\)', source)
+    if not found:
+        return {}
+    with zipfile.ZipFile(io.BytesIO(base64.b85decode(found[1]))) as zipped:
+        return {name: zipped.read(name) for name in zipped.namelist()}
+
+
+def with_toolbox(text: str) -> str:
+    """Return a notebook's text with the toolbox cell replaced, unless it holds the same files already.
+
+    (The same files may be packed into other bytes by another version of zlib.)
     """
-    source, _, patient = row["patient"].partition("-")
-    if source == "cohen":
-        return "*", f"{row['filename']}={patient}"
-    marked, number = row["filename"].replace(patient, f"({patient})", 1), r"(?<![A-Z])\d+"
-    return re.sub(number, "*", marked), "_".join(re.findall(number, marked))
+    notebook = json.loads(text)
+    (cell,) = (cell for cell in notebook["cells"] if cell["id"] == "toolbox")
+    if unpack("".join(cell["source"])) == {path.name: path.read_bytes() for path in PACKED}:
+        return text
+    cell["source"] = TOOLBOX.format(pack()).rstrip("\n").splitlines(keepends=True)
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
-def as_list(manifest: Path) -> str:
-    """Return the images of the manifest as the lines of LIST_OF_IMAGES, a group for each class and split."""
-    groups: dict[str, list[str]] = {}
-    with open(manifest, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            template, item = as_item(row)
-            groups.setdefault(f"{row['split']} | {row['class']} | {template}:", []).append(item)
-    lines = []
-    for group, items in groups.items():
-        wrapped = textwrap.wrap(" ".join(items), 118, break_long_words=False, break_on_hyphens=False)
-        lines += [group, *wrapped]
-    return "\n".join(lines)
-
-
-def with_list(source: str, names: str) -> str:
-    """Return the text of dataset.py with the list of images replaced."""
-    block = f'# <list of images>\nLIST_OF_IMAGES = """\\\n{names}\n"""\n# </list of images>\n'
-    return re.sub(r"# <list of images>\n.*?# </list of images>\n", lambda _: block, source, flags=re.DOTALL)
-
-
-def with_toolbox(notebook: str, modules: dict[str, str]) -> str:
-    """Return a notebook's text with the sources of the toolbox cells replaced; the rest stays as it is."""
-    content = json.loads(notebook)
-    for name, source in modules.items():
-        magic = f"%%toolbox {name}\n"
-        (cell,) = (c for c in content["cells"] if "".join(c["source"]).startswith(magic))
-        cell["source"] = f"{magic}#@title {TITLES[name]}\n{source}".splitlines(keepends=True)
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+def with_tables(text: str, make: dict[str, Callable[[], str]] = tables.TABLES) -> str:
+    """Return a README's text with the tables between its comments computed anew."""
+    pattern = r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)"
+    return re.sub(pattern, lambda found: f"{found[1]}{make[found[2]]()}\n{found[3]}", text, flags=re.DOTALL)
 
 
 def main() -> None:
     """Write what differs, or say so with --check."""
-    modules = {name: (NOTEBOOKS / name).read_text(encoding="utf-8") for name in TITLES}
-    modules["dataset.py"] = with_list(modules["dataset.py"], as_list(NOTEBOOKS.parent / "data" / "manifest.csv"))
-    wanted = {NOTEBOOKS / name: source for name, source in modules.items()}
+    wanted = {path: with_tables(path.read_text(encoding="utf-8")) for path in READMES}
     for path in sorted(NOTEBOOKS.glob("Covid19_GradientCrescent_*.ipynb")):
-        wanted[path] = with_toolbox(path.read_text(encoding="utf-8"), modules)
+        wanted[path] = with_toolbox(path.read_text(encoding="utf-8"))
     stale = [path for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
     if "--check" in sys.argv and stale:
-        sys.exit(f"{', '.join(path.name for path in stale)}: out of step. Run `make sync`.")
+        sys.exit(f"{', '.join(str(path.relative_to(ROOT)) for path in stale)}: out of step. Run `make sync`.")
     for path in stale:
-        scratch = path.with_name(f".{os.getpid()}-{path.name}")
-        scratch.write_text(wanted[path], encoding="utf-8", newline="\n")
-        os.replace(scratch, path)
-        print(f"{path.name}: brought up to date")
+        path.write_text(wanted[path], encoding="utf-8", newline="\n")
+        print(f"{path.relative_to(ROOT)}: brought up to date")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import html
 import json
@@ -16,9 +17,8 @@ import re
 import socket
 import sys
 import time
-import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -26,12 +26,20 @@ import joblib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from dataset import FINDINGS, RIGHT_ANSWERS, TIMEOUT, Problem, data_home, identify, in_place, label_of, thumbnail
 from IPython.display import HTML, Markdown, display
-from scipy.stats import binomtest, bootstrap
-from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, roc_auc_score, roc_curve
-from sklearn.model_selection import StratifiedGroupKFold
+from scipy.optimize import brentq
+from scipy.stats import beta, norm
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, roc_auc_score
 from tqdm import tqdm
+from xray_data import (
+    TIMEOUT,
+    SetupError,
+    atomic_write,
+    data_home,
+    identify,
+    label_of,
+    thumbnail,
+)
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -59,22 +67,57 @@ with quiet():
 
 # ---------------------------------------------------------------------------------------- settings
 
+SETTINGS = {  # kind, least, most
+    "SEED": (int, 0, 999_999),
+    "IMAGE_SIZE": (int, 32, 1024),
+    "BATCH_SIZE": (int, 1, 999_999),
+    "NUM_EPOCHS": (int, 1, 999_999),
+    "VIEWS_PER_IMAGE": (int, 1, 999_999),
+    "FINE_TUNE_EPOCHS": (int, 1, 999_999),
+    "VALIDATION_SPLIT": (float, 0.01, 0.9),
+    "LEARNING_RATE": (float, 1e-9, 10),
+    "FINE_TUNE_LEARNING_RATE": (float, 1e-9, 10),
+}
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
-def whole_number(name: str, value: object, least: int = 1) -> int:
-    """Check a setting that counts something; the environment variable `name`, if not empty, overrides `value`.
 
-    Returns an int from `least` to 999999. Raises Problem for anything else.
+def setting(name: str, value: object) -> int | float:
+    """Check the value of a setting; an environment variable of its name, if not empty, overrides it.
+
+    Returns a number within the range that SETTINGS gives. Raises SetupError for anything else.
     """
+    kind, least, most = SETTINGS[name]
     text = str(os.environ.get(name) or value).strip()
-    if not re.fullmatch(r"[0-9]{1,6}", text, re.ASCII) or int(text) < least:
-        raise Problem(f"{name} is {text!r}. Set it to a whole number from {least} to 999999.")
-    return int(text)
+    pattern = r"[0-9]{1,6}" if kind is int else r"[0-9.]{1,20}(e[-+]?[0-9]{1,2})?"
+    with contextlib.suppress(ValueError):
+        if re.fullmatch(pattern, text, re.ASCII | re.IGNORECASE) and least <= kind(text) <= most:
+            return kind(text)
+    what = "a whole number" if kind is int else "a number"
+    raise SetupError(f"{name} is {text!r}. Set it to {what} from {least:g} to {most:.6g}.")
+
+
+def choose_precision(value: str = "auto") -> str:
+    """Return the precision in which VGG16 runs: "float16", "bfloat16", or "float32".
+
+    "auto" means float16 on a GPU, bfloat16 on a processor that computes with it, and float32
+    elsewhere. The environment variable PRECISION overrides `value`. Raises SetupError for anything
+    else.
+    """
+    value = os.environ.get("PRECISION") or value
+    if value not in PRECISIONS:
+        raise SetupError(f"PRECISION is {value!r}. Set it to {', '.join(PRECISIONS[:-1])}, or float16.")
+    if value != "auto":
+        return value
+    if tf.config.list_physical_devices("GPU"):
+        return "float16"
+    cpu = Path("/proc/cpuinfo")
+    fast = cpu.exists() and re.search(r"\b(avx512_bf16|amx_bf16)\b", cpu.read_text())
+    return "bfloat16" if fast else "float32"
 
 
 # ---------------------------------------------------------------------------------------- weights
 
 VGG16_SHA256 = "d9a27cc1fc7f975ef8cff49180e794ccd7c4bc868ebb49740803b3bbaa8dbefd"
-socket.setdefaulttimeout(TIMEOUT)  # for Keras, which downloads the weights
 
 
 def weights_sha256(model: keras.Model) -> str:
@@ -84,18 +127,22 @@ def weights_sha256(model: keras.Model) -> str:
 
 
 def load_vgg16(weights: str | None) -> keras.Model:
-    """Return VGG16 without its classifier; raises Problem unless it has VGG16's ImageNet weights.
+    """Return VGG16 without its classifier; raises SetupError unless it has VGG16's ImageNet weights.
 
     `weights`: "imagenet" (Keras downloads them), a file's path, or None for random ones, not checked.
     """
     advice = "Set VGG16_WEIGHTS to a good file, or run `python data/prepare.py` in a clone of the project."
+    limit = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # Keras downloads without a limit of its own
     try:
         base = keras.applications.VGG16(weights=weights, include_top=False, input_shape=(32, 32, 3))
     except Exception as error:  # Keras and h5py raise different ones for each kind of damage
         reason = " ".join(str(error).split())[:200]
-        raise Problem(f"VGG16's weights cannot be read from {weights!r} ({reason}). {advice}") from None
+        raise SetupError(f"VGG16's weights cannot be read from {weights!r} ({reason}). {advice}") from None
+    finally:
+        socket.setdefaulttimeout(limit)
     if weights and weights_sha256(base) != VGG16_SHA256:
-        raise Problem(f"The weights from {weights!r} are not VGG16's ImageNet weights. {advice}")
+        raise SetupError(f"The weights from {weights!r} are not VGG16's ImageNet weights. {advice}")
     return base
 
 
@@ -106,58 +153,48 @@ def find_weights(home: Path | None = None) -> str | None:
     """
     prepared = (home or data_home()) / "weights" / "vgg16.weights.h5"
     weights = os.environ.get("VGG16_WEIGHTS") or (str(prepared) if prepared.exists() else "imagenet")
-    load_vgg16(None if weights == "random" else weights)
-    return None if weights == "random" else weights
+    if weights == "random":
+        return None
+    load_vgg16(weights)
+    return weights
 
 
 # ------------------------------------------------------------------------------ the record of a run
 
-
-def choose_precision(setting: str = "auto") -> str:
-    """Return the precision in which VGG16 runs: "float16", "bfloat16", or "float32".
-
-    "auto", or the environment variable PRECISION: float16 on a GPU, bfloat16 on a processor that
-    computes with it, and float32 elsewhere. Raises Problem for anything else.
-    """
-    setting = os.environ.get("PRECISION") or setting
-    if setting not in ("auto", "float16", "bfloat16", "float32"):
-        raise Problem(f"PRECISION is {setting!r}. Set it to auto, float16, bfloat16, or float32.")
-    if setting != "auto" or tf.config.list_physical_devices("GPU"):
-        return setting.replace("auto", "float16")
-    cpu = Path("/proc/cpuinfo")
-    fast = cpu.exists() and re.search(r"\b(avx512_bf16|amx_bf16)\b", cpu.read_text())
-    return "bfloat16" if fast else "float32"
+PAGE = """<style>
+.jp-CodeMirrorEditor, .jp-RenderedHTMLCommon table {overflow-x: auto; display: block}
+</style>"""  # a page on a phone can scroll code and tables
 
 
 class Run:
-    """The record of one run of a notebook: results as JSON, figures as PNG, all saved as they come.
+    """What one run of a notebook leaves in `output`: results as JSON, figures as PNG, saved as they come.
 
-    `results` is what `output`/`name`.json holds. `output` is COVID_XRAY_OUTPUT, or output/ beside the
-    data. `seed` seeds Python, NumPy, and TensorFlow.
+    `results` is what `output`/`name`.json holds.
     """
 
-    def __init__(self, name: str, seed: int = 42, precision: str = "auto", output: Path | None = None):
-        default = "output" if data_home() == Path("data") else "../output"
-        self.output = Path(output or os.environ.get("COVID_XRAY_OUTPUT") or default)
-        self.name, self.seed, self.precision = name, seed, choose_precision(precision)
+    def __init__(self, name: str, seed: int, precision: str, output: Path) -> None:
+        self.name, self.seed, self.precision, self.output = (
+            name,
+            seed,
+            precision,
+            output,
+        )
         self.started = self.lapped = time.perf_counter()
-        self.bases: dict = {}
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Problem(f"{self.output} cannot be created: {error.strerror}. Set COVID_XRAY_OUTPUT.") from None
-        keras.utils.set_random_seed(seed)
-        with quiet():  # the first compiled function prints a few lines
-            tf.function(lambda: tf.constant(1.0) + 1, jit_compile=True)()
-        tf.get_logger().setLevel("ERROR")
-        warnings.filterwarnings("ignore", module="scipy|keras")  # SciPy warns at every augmented image
-        plt.rcParams.update(STYLE)
-        self.gpus = tf.config.list_logical_devices("GPU")
-        versions = {"python": sys.version.split()[0], "tensorflow": tf.__version__, "keras": keras.__version__}
-        self.results = dict(dataset=None, weights=None, seed=seed, precision=self.precision, views_from_cache=0)
-        self.results |= dict(versions=versions, seconds={}, cases={}, trust={})
-        device = f"{len(self.gpus)} GPU(s)" if self.gpus else f"{os.cpu_count()} CPU cores"
-        print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, {device}, VGG16 in {self.precision}")
+        self.results = {
+            "dataset": None,
+            "weights": None,
+            "seed": seed,
+            "precision": precision,
+            "views_from_cache": 0,
+            "versions": {
+                "python": sys.version.split()[0],
+                "tensorflow": tf.__version__,
+                "keras": keras.__version__,
+            },
+            "seconds": {},
+            "cases": {},
+            "trust": {},
+        }
 
     def describe(self, folder: Path, table: pd.DataFrame) -> None:
         """Record which data set this is; a notice says so where the images are phantoms."""
@@ -177,7 +214,7 @@ class Run:
         return self.results["dataset"] == "phantoms"
 
     def record(self, path: str, value: object) -> None:
-        """Put `value` under a dotted `path` of the results, such as "trust.controls"; ends a lap and saves."""
+        """Put `value` under a dotted `path` of the results, such as "trust.controls", and save them."""
         *parents, last = path.split(".")
         place = self.results
         for parent in parents:
@@ -189,89 +226,68 @@ class Run:
         """Add the seconds since the last lap to results["seconds"][part], and save."""
         now, seconds = time.perf_counter(), self.results["seconds"]
         seconds[part] = round(seconds.get(part, 0) + now - self.lapped, 1)
+        seconds["total"] = round(now - self.started, 1)
         self.lapped = now
         self.save()
 
     def save(self) -> None:
         """Write the results in one step, so that a later failure loses none of them."""
-        self.results["seconds"]["total"] = round(time.perf_counter() - self.started, 1)
         text = json.dumps(self.results, indent=1, default=as_plain)
-        in_place(self.output / f"{self.name}.json", lambda scratch: scratch.write_text(text, encoding="utf-8"))
+        path = self.output / f"{self.name}.json"
+        atomic_write(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
     def show(self, figure: plt.Figure, name: str, alt: str) -> None:
         """Save a figure as PNG and show it, with `alt` as its alternative text; phantoms are named."""
         if self.phantoms:
-            figure.text(0.5, -0.01, "Synthetic phantoms, not X-rays", ha="center", va="top", color=ORANGE)
+            note = "Synthetic phantoms, not X-rays"
+            figure.text(0.5, -0.01, note, ha="center", va="top", color=ORANGE)
         path = self.output / f"{self.name}_{name}.png"
         figure.savefig(path, bbox_inches="tight")
         plt.close(figure)
         show_png(path, alt)
 
-    # --- views and features
-
-    def extract_features(
-        self, conv_base: keras.Model, datagen: ImageDataGenerator, images: np.ndarray, views: int = 1
-    ) -> list[np.ndarray]:
-        """Run the frozen base once over each of `views` augmented copies of all images.
-
-        images: uint8 (n, size, size, 3), 0 to 255. Returns one array a view, float16 (n, 4, 4, 512) for
-        VGG16 at 150 pixels, read from disk as it is used. View v is drawn with seed + 1000 v, so the same
-        call gives the same features. Each view is kept under `output`/views and is never computed twice:
-        its key has the pixels, the augmentation, the seed, the view, the weights, and the precision.
-        """
-        if not len(images):
-            return [np.zeros((0, *conv_base.output_shape[1:]), np.float16)] * views
-        memory = joblib.Memory(self.output / "views", mmap_mode="r", verbose=0)
-        stored = memory.cache(view_features, ignore=["base", "datagen", "images", "progress"])
-        kinds = [type(layer).__name__ for layer in conv_base.layers]
-        weights = joblib.hash([kinds, conv_base.input_shape, conv_base.get_weights()])
-        if weights not in self.bases:
-            self.bases[weights] = reduced(conv_base, self.precision, len(self.gpus))
-        base = self.bases[weights]
-        parts = (tf.__version__, keras.__version__, np.__version__, len(self.gpus), self.precision, weights)
-        key = joblib.hash([*parts, conv_base.output_shape, images, augmentation_of(datagen, images[0])])
-        seeds = [self.seed + 1000 * view for view in range(views)]
-        missing = [seed for seed in seeds if not is_kept(stored, base, datagen, images, seed, key, None)]
-        features, problem, total = [], "", len(missing) * len(images)
-        look = dict(file=sys.stdout, ncols=80, mininterval=2, disable=total < 500)
-        with tqdm(total=total, desc=f"VGG16, {len(missing)} new view(s)", **look) as bar:
-            for seed in seeds:
-                view, reason = from_cache(stored, base, datagen, images, seed, key, bar.update)
-                features.append(view)
-                problem = reason or problem
-                self.results["views_from_cache"] += not fresh
-        if problem:
-            print(f"Views are not saved to disk: {problem} They stay in memory. To save them, free some disk space.")
-        self.lap("features")
-        return features
-
     def conclude(self, *sentences: str) -> None:
-        """Show sentences as one paragraph; a run on phantoms says first that they mean nothing."""
-        first = ["These are drawn phantoms: what follows says nothing about X-rays."] if self.phantoms else []
-        display(Markdown("> " + " ".join([*first, *sentences])))
+        """Show sentences as a list; a run on phantoms says first that they mean nothing."""
+        first = "These are drawn phantoms: what follows says nothing about X-rays."
+        lines = [first, *sentences] if self.phantoms else sentences
+        display(Markdown("\n".join(f"- {line}" for line in lines)))
 
-    def show_committed(self, name: str) -> None:
-        """Show a figure of the project's own run in place of one that needs images you do not have."""
-        figures = data_home().parent / "notebooks" / "figures"
-        print(f"Without the controls, a part is missing. For it, see the project's own run: {self.name}_{name}.png")
-        if (figures / f"{self.name}.json").exists():
-            trust = json.loads((figures / f"{self.name}.json").read_text(encoding="utf-8"))["trust"]
-            print(*(f"{task}: {describe(scored)}" for task, scored in trust[name].items()), sep="\n")
-            show_png(figures / f"{self.name}_{name}.png", "The figure of the project's own run")
 
-    def cache_size(self) -> str:
-        """Say how much the kept views take up on disk."""
-        size = sum(path.stat().st_size for path in (self.output / "views").rglob("*") if path.is_file())
-        kept = self.results["views_from_cache"]
-        return f"{self.output / 'views'} holds {size / 1e6:.0f} MB of features; {kept} views of this run came from it."
+def start(name: str, seed: int = 42, precision: str = "auto", output: Path | None = None) -> Run:
+    """Start a run: seed Python, NumPy, and TensorFlow, set the style of figures, and say what runs.
+
+    `output` is where its files go: by default COVID_XRAY_OUTPUT, or output/ beside the data. Raises
+    SetupError where it cannot be made.
+    """
+    default = "output" if data_home() == Path("data") else "../output"
+    output = Path(output or os.environ.get("COVID_XRAY_OUTPUT") or default)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"{output} cannot be created: {error.strerror}. Set COVID_XRAY_OUTPUT.") from None
+    run = Run(name, seed, choose_precision(precision), output)
+    keras.utils.set_random_seed(seed)
+    with quiet():  # the first compiled function prints a few lines
+        tf.function(lambda: tf.constant(1.0) + 1, jit_compile=True)()
+    tf.get_logger().setLevel("ERROR")
+    plt.rcParams.update(STYLE)
+    display(HTML(PAGE))
+    gpus = len(tf.config.list_logical_devices("GPU"))
+    device = f"{gpus} GPU(s)" if gpus else f"{os.cpu_count()} CPU cores"
+    print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, {device}, VGG16 in {run.precision}")
+    return run
 
 
 def show_png(path: Path, alt: str) -> None:
-    """Show a PNG at 100 pixels an inch with its alternative text, which nbconvert drops from a plain image."""
+    """Show a PNG at 100 pixels an inch with its alternative text, which nbconvert drops from a plain image.
+
+    On a narrow screen it scrolls instead of shrinking, so that its text stays legible.
+    """
     data = path.read_bytes()
     width = round(int.from_bytes(data[16:20], "big") * 100 / STYLE["savefig.dpi"])  # from the header
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    display(HTML(f'<img width="{width}" alt="{html.escape(alt)}" src="{source}">'))
+    image = f'<img width="{width}" style="max-width: none" alt="{html.escape(alt)}" src="{source}">'
+    display(HTML(f'<div style="overflow-x: auto">{image}</div>'))
 
 
 def as_plain(value: object) -> object:
@@ -281,21 +297,67 @@ def as_plain(value: object) -> object:
 
 # ------------------------------------------------------------------------------- views and features
 
-ARTICLE_AUGMENTATION = dict(
-    rotation_range=50, width_shift_range=0.2, height_shift_range=0.2, shear_range=0.25, zoom_range=0.1,
-    channel_shift_range=20, horizontal_flip=True, vertical_flip=True, fill_mode="constant",
-)  # fmt: skip
+
+def extract_features(
+    conv_base: keras.Model,
+    datagen: ImageDataGenerator,
+    images: np.ndarray,
+    views: int,
+    run: Run,
+) -> list[np.ndarray]:
+    """Run the frozen base once over each of `views` augmented versions of all images.
+
+    images: uint8 (n, size, size, 3), 0 to 255. Returns one array a view, float16 (n, 4, 4, 512) for
+    VGG16 at 150 pixels. View v is drawn with seed run.seed + 1000 v, so the same call gives the same
+    features. Each view is kept under run.output/views and is never computed twice: its name has a hash
+    of the pixels, the augmentation, the seed, the view, the weights, and the precision.
+    """
+    if not len(images):
+        return [np.zeros((0, *conv_base.output_shape[1:]), np.float16)] * views
+    gpus = len(tf.config.list_logical_devices("GPU"))
+    weights = weights_sha256(conv_base)
+    kinds = [type(layer).__name__ for layer in conv_base.layers]
+    versions = [tf.__version__, keras.__version__, np.__version__, gpus, run.precision]
+    shapes = [kinds, conv_base.input_shape, conv_base.output_shape]
+    call = joblib.hash([versions, shapes, weights, images, augmentation_hash(datagen, images)])
+    seeds = [run.seed + 1000 * view for view in range(views)]
+    features = [load_view(run.output / "views", call, seed) for seed in seeds]
+    missing = sum(view is None for view in features)
+    run.results["views_from_cache"] += views - missing
+    total = missing * len(images)
+    bar = tqdm(
+        total=total, desc=f"VGG16, {missing} new view(s)", file=sys.stdout, ncols=80, mininterval=1,
+        disable=total < 500 or bool(os.environ.get("CI")),
+    )  # fmt: skip
+    reason = None
+    for number, seed in enumerate(seeds):
+        if features[number] is None:
+            base = to_mixed_precision(conv_base, run.precision, gpus, weights)
+            view = compute_view(base, datagen, images, seed, bar.update)
+            features[number], problem = save_view(run.output / "views", call, seed, view)
+            reason = reason or problem
+    bar.close()
+    if reason:
+        print(f"Views are not saved to disk ({reason}). They stay in memory. Free some disk space to save them.")
+    run.lap("features")
+    return features
 
 
-def augmentation_of(datagen: ImageDataGenerator, image: np.ndarray) -> str:
-    """Return a hash of a generator's settings; a preprocessing function is known by what it makes of `image`."""
-    settings = {k: v for k, v in vars(datagen).items() if k != "preprocessing_function"}
-    function = datagen.preprocessing_function
-    return joblib.hash([settings, function(image.astype(np.float32)) if function else None])
+def augmentation_hash(datagen: ImageDataGenerator, images: np.ndarray) -> str:
+    """Return a hash of a generator's settings; a preprocessing function is known by what it makes of all images."""
+    settings = {key: value for key, value in vars(datagen).items() if key != "preprocessing_function"}
+    function, crc = datagen.preprocessing_function, 0
+    for image in images if function else ():
+        crc = zlib.crc32(np.ascontiguousarray(function(image.astype(np.float32)), np.float32), crc)
+    return joblib.hash([settings, bool(function), crc])
 
 
-def reduced(conv_base: keras.Model, precision: str, gpus: int = 0) -> keras.Model:
-    """Return a copy of the base that computes in `precision` and holds float32 weights; on all GPUs."""
+@functools.lru_cache(maxsize=2)
+def to_mixed_precision(conv_base: keras.Model, precision: str, gpus: int, weights: str) -> keras.Model:
+    """Return a copy of the base that computes in `precision` and holds float32 weights; on all GPUs.
+
+    `weights` is the weights' hash: the copy is made again where they have changed.
+    """
     policy = precision if precision == "float32" else f"mixed_{precision}"
     strategy = tf.distribute.MirroredStrategy() if gpus > 1 else tf.distribute.get_strategy()
 
@@ -308,141 +370,169 @@ def reduced(conv_base: keras.Model, precision: str, gpus: int = 0) -> keras.Mode
     return base
 
 
-def without_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Switch tf.data's autotuning off: with it, freeing a data set can take up to a minute."""
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return dataset.with_options(options)
-
-
-def view_features(
-    base: keras.Model, datagen: ImageDataGenerator, images: np.ndarray, seed: int, key: str,
-    progress: Callable[[int], object] | None,
-) -> tuple[np.ndarray, int]:  # fmt: skip
-    """Compute the features of one view, float16 (n, ...), and their CRC-32.
+def compute_view(
+    base: keras.Model, datagen: ImageDataGenerator, images: np.ndarray, seed: int,
+    advance: Callable[[int], object] = lambda count: None,
+) -> np.ndarray:  # fmt: skip
+    """Draw one view of all images and return its features, float16 (n, ...).
 
     One thread draws the next batch while the base runs: ImageDataGenerator seeds NumPy's global
-    generator, so more threads would not repeat. `key` stands for base, datagen, and images in the cache.
+    generator, so more threads would not repeat. `advance` is told how many images are drawn.
     """
 
     def batches(first: int) -> Iterator[np.ndarray]:
-        for start in range(first, min(first + 512, len(images)), 32):  # flow holds float32 copies: 32 at a time
-            part = images[start : start + 32]
-            flow = datagen.flow(part, batch_size=32, shuffle=False, seed=seed + start // 32)
+        for begin in range(first, min(first + 512, len(images)), 32):  # flow holds float32 copies
+            part = images[begin : begin + 32]
+            flow = datagen.flow(part, batch_size=32, shuffle=False, seed=seed + begin // 32)
             yield flow[0]
             flow.index_generator = None  # ends a cycle that would keep the copies until Python collects garbage
-            if progress:
-                progress(len(part))
+            advance(len(part))
 
     features = np.empty((len(images), *base.output_shape[1:]), np.float16)
     signature = tf.TensorSpec((None, *images.shape[1:]), tf.float32)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # with it, freeing a data set can take up to a minute
     for first in range(0, len(images), 512):  # predict holds what it returns twice
-        drawn = tf.data.Dataset.from_generator(batches, args=(first,), output_signature=signature).prefetch(2)
-        drawn = without_autotuning(drawn.rebatch(16))  # 16 at a time: VGG16's activations are large
+        drawn = tf.data.Dataset.from_generator(batches, args=(first,), output_signature=signature)
+        drawn = drawn.prefetch(2).rebatch(16).with_options(options)  # VGG16's activations are large
         features[first : first + 512] = base.predict(drawn, verbose=0)
-    fresh[key, seed] = features
-    return features, zlib.crc32(features)
+    return features
 
 
-fresh: dict = {}  # the view computed last, for a disk that cannot keep it
+def load_view(folder: Path, call: str, seed: int) -> np.ndarray | None:
+    """Return the features of a view from disk, memory-mapped; None if they are missing or damaged.
 
-
-def is_kept(stored: Callable, *call: object) -> bool:
-    """Tell whether the cache has a view; where nothing can be written, it has none."""
-    try:
-        return stored.check_call_in_cache(*call)
-    except OSError:
-        return False
-
-
-def from_cache(stored: Callable, *call: object) -> tuple[np.ndarray, str]:
-    """Return one view from the cache; compute it, and put it into `fresh`, where it is missing or damaged.
-
-    Also returns why the view is not on disk and stays in memory, "" if it is there.
+    A file is named CALL_SEED_CHECKSUM.npy, with the CRC-32 of what it holds.
     """
-    fresh.clear()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            features, checksum = stored(*call)
-            if zlib.crc32(features) != checksum:
-                del features  # Windows deletes no file that is mapped
-                stored.call_and_shelve(*call).clear()
-                features, checksum = stored(*call)
-            return features, ""
-        except Exception:
-            if not fresh:  # the failure came before the features did; one of the base comes again
-                view_features(*call)
-    reason = str(caught[-1].message).split("Exception: ")[-1] if caught else "it cannot be written"
-    return next(iter(fresh.values())), reason
+    for path in folder.glob(f"{call}_{seed}_*.npy"):
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            features = np.load(path, mmap_mode="r")
+            if path.stem.endswith(f"_{zlib.crc32(features):08x}"):
+                return features
+            del features  # Windows deletes no file that is mapped
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return None
+
+
+def save_view(folder: Path, call: str, seed: int, features: np.ndarray) -> tuple[np.ndarray, str | None]:
+    """Write the features of a view in one step; return them as load_view does, and None.
+
+    If the disk takes no more, return them as they are, and the reason.
+    """
+    path = folder / f"{call}_{seed}_{zlib.crc32(features):08x}.npy"
+
+    def write(scratch: Path) -> None:
+        with open(scratch, "wb") as file:
+            np.save(file, features)
+
+    try:
+        atomic_write(path, write)
+        return np.load(path, mmap_mode="r"), None
+    except OSError as error:
+        return features, error.strerror or str(error)
 
 
 # ----------------------------------------------------------------------------------------- the head
 
+COMPILED: dict = {}  # one compiled worker for each architecture of a head
 
-class ViewSchedule(keras.callbacks.Callback):
-    """The article's training schedule, on features: epoch e trains and validates on view e % len(views).
 
-    Pass `batches` to fit as its data, and the schedule itself as a callback. After each epoch it scores
-    the same view of the validation images and adds val_loss and val_acc to the history. (fit's own
-    validation_data restarts in every epoch, so it would score view 0 each time.)
+def compile_worker(head: keras.Sequential) -> tuple:
+    """Return a head of the same architecture with its optimizer, compiled training, and compiled scoring.
 
-    views: arrays (n, 4, 4, 512), one a view; labels: int (n,); train, validation: row numbers. The order
-    of the images depends on the seed and the epoch. The head casts float16 features to float32.
+    Compiling takes a second, so heads of one architecture share a worker, whatever their layers' names.
     """
+    config = head.get_config()
+    config["name"] = "worker"
+    for number, layer in enumerate(config["layers"]):
+        layer["config"]["name"] = f"layer_{number}"
+    key = json.dumps(config, sort_keys=True, default=str)
+    if key in COMPILED:
+        return COMPILED[key]
+    worker, optimizer = keras.Sequential.from_config(config), keras.optimizers.Adam()
+    optimizer.build(worker.trainable_variables)
+    binary = worker.output_shape[-1] == 1
 
-    def __init__(
-        self, views: Sequence[np.ndarray], labels: np.ndarray, train: np.ndarray,
-        validation: np.ndarray | None = None, batch_size: int = 10, seed: int = 42,
-    ):  # fmt: skip
-        super().__init__()
-        self.views, self.labels, self.train, self.validation, self.seed = views, labels, train, validation, seed
-        with tf.device("CPU"):  # slices of a variable reach the head in half the time of a Python generator's batches
-            self.features = tf.Variable(views[0][:0], shape=(None, *views[0].shape[1:]))
-            self.targets = tf.Variable(np.zeros(len(train), np.int32))
+    def losses_and_hits(outputs: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        if binary:
+            losses = keras.losses.binary_crossentropy(y[:, None], outputs)
+            predicted = tf.cast(outputs[:, 0] > 0.5, y.dtype)
+        else:
+            losses = keras.losses.sparse_categorical_crossentropy(y, outputs)
+            predicted = tf.argmax(outputs, axis=1, output_type=y.dtype)
+        return losses, tf.cast(predicted == y, tf.float32)
 
-        def read(_: tf.Tensor) -> tf.data.Dataset:  # as fit begins an epoch
-            return tf.data.Dataset.from_tensor_slices((self.features.value(), self.targets.value())).batch(batch_size)
+    @tf.function(jit_compile=True, reduce_retracing=True)
+    def step(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        with tf.GradientTape() as tape:
+            losses, hits = losses_and_hits(worker(tf.cast(x, tf.float32), training=True), y)
+            loss = tf.reduce_mean(losses)
+        optimizer.apply(tape.gradient(loss, worker.trainable_variables))
+        return tf.reduce_sum(losses), tf.reduce_sum(hits)
 
-        # Of unknown length: at the end of every epoch of a known one, Keras makes an iterator that it never uses.
-        self.batches = without_autotuning(tf.data.Dataset.range(1).flat_map(read))
+    @tf.function(reduce_retracing=True)
+    def train_epoch(x: tf.Tensor, y: tf.Tensor, batch_size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        loss = hits = tf.constant(0.0)
+        for first in tf.range(0, tf.shape(x)[0], batch_size):
+            sums = step(x[first : first + batch_size], y[first : first + batch_size])
+            loss += sums[0]
+            hits += sums[1]
+        n = tf.cast(tf.shape(x)[0], tf.float32)
+        return loss / n, hits / n
 
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Lay out the features and labels of this epoch's view in this epoch's order."""
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(self.train)), seed=[self.seed, epoch])
-        rows = self.train[order.numpy()]
-        self.features.assign(self.views[epoch % len(self.views)][rows])
-        self.targets.assign(self.labels[rows].astype(np.int32))
+    @tf.function(reduce_retracing=True)
+    def score_view(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        losses, hits = losses_and_hits(worker(tf.cast(x, tf.float32), training=False), y)
+        return tf.reduce_mean(losses), tf.reduce_mean(hits)
 
-    def on_train_end(self, logs: dict | None = None) -> None:
-        """Free the features: TensorFlow may keep the variable for some time."""
-        self.features.assign(self.views[0][:0])
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Score the validation images on the view that this epoch trained on."""
-        if self.validation is not None:
-            view, truth = self.views[epoch % len(self.views)], tf.constant(self.labels[self.validation])
-            outputs = self.model(tf.constant(view[self.validation].astype(np.float32)))
-            logs["val_loss"] = float(self.model.compute_loss(y=truth, y_pred=outputs))
-            logs["val_acc"] = float((two_columns(outputs.numpy()).argmax(axis=1) == truth.numpy()).mean())
+    COMPILED[key] = worker, optimizer, train_epoch, score_view
+    return COMPILED[key]
 
 
-def initialize(head: keras.Model, seed: int) -> None:
-    """Give the head fresh weights, drawn from `seed`, and its optimizer a fresh state.
+def fit_head(
+    head: keras.Sequential, views: Sequence[np.ndarray], labels: np.ndarray, train: np.ndarray,
+    validation: np.ndarray | None = None, *, learning_rate: float, epochs: int, batch_size: int = 10,
+    seed: int = 42, first_epoch: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """Train a head from the weights that it has, as the open loop of the first lesson does, compiled.
 
-    Its compiled training step stays, so that ten heads of one shape are compiled once. Kernels are Glorot
-    uniform, which is Keras's default, and biases zero.
+    Epoch e trains on view e % len(views) of the rows `train`, in an order that `seed` gives, and scores
+    the same view of the rows `validation`. The optimizer is a new Adam, the loss cross-entropy.
+
+    head: features in, one sigmoid or a softmax out; views: float16 (n, 4, 4, 512) each; labels: int (n,);
+    train, validation: row numbers. Training that goes on after `first_epoch` epochs takes up the orders
+    and the views where they stopped. Returns a row an epoch: loss, acc, and val_loss, val_acc.
     """
-    draws = keras.random.SeedGenerator(seed)  # an integer would give every layer the same stream
-    for layer in head.layers:
-        if hasattr(layer, "kernel"):
-            layer.kernel.assign(keras.initializers.GlorotUniform(draws)(layer.kernel.shape))
-            layer.bias.assign(np.zeros(layer.bias.shape))
-    if optimizer := getattr(head, "optimizer", None):
-        rate = float(optimizer.learning_rate)
-        for variable in optimizer.variables:
-            variable.assign(np.zeros(variable.shape))
-        optimizer.learning_rate = rate
+    worker, optimizer, train_epoch, score_view = compile_worker(head)
+    worker.set_weights(head.get_weights())
+    for variable in optimizer.variables:
+        variable.assign(tf.zeros_like(variable))
+    optimizer.learning_rate = learning_rate
+    labels, order = np.asarray(labels, np.int32), np.random.default_rng(seed)
+    for _ in range(first_epoch):
+        order.permutation(train)
+    history = []
+    for epoch in range(first_epoch, first_epoch + epochs):
+        view, rows = views[epoch % len(views)], order.permutation(train)
+        loss, accuracy = train_epoch(view[rows], labels[rows], batch_size)
+        values = {"loss": float(loss), "acc": float(accuracy)}
+        if validation is not None:
+            loss, accuracy = score_view(view[validation], labels[validation])
+            values |= {"val_loss": float(loss), "val_acc": float(accuracy)}
+        history.append(values)
+    head.set_weights(worker.get_weights())
+    return pd.DataFrame(history)
+
+
+def predict_probabilities(head: keras.Model, features: np.ndarray) -> np.ndarray:
+    """Return the probability of each class, float (n, classes), from features (n, 4, 4, 512).
+
+    A sigmoid's single output p becomes (1 - p, p).
+    """
+    parts = range(0, max(len(features), 1), 512)
+    outputs = [head(tf.cast(features[first : first + 512], tf.float32)) for first in parts]
+    return two_columns(np.concatenate(outputs))
 
 
 def two_columns(outputs: np.ndarray) -> np.ndarray:
@@ -450,26 +540,19 @@ def two_columns(outputs: np.ndarray) -> np.ndarray:
     return np.hstack([1 - outputs, outputs]) if outputs.shape[1] == 1 else outputs
 
 
-def predict_probabilities(head: keras.Model, features: np.ndarray) -> np.ndarray:
-    """Return the probability of each class, float (n, classes), from features (n, 4, 4, 512), 512 rows at a time."""
-    parts = range(0, max(len(features), 1), 512)
-    outputs = [head(tf.cast(features[start : start + 512], tf.float32)) for start in parts]
-    return two_columns(np.concatenate(outputs))
-
-
 def save_and_check(model: keras.Model, path: Path, images: np.ndarray, probabilities: np.ndarray) -> float:
     """Save a model, load it again, and check that it predicts the same.
 
     images: uint8 (n, size, size, 3); probabilities: (n, classes), those of the run; the first 100 are
     checked. Returns the largest difference between them and the saved model's, which computes in float32.
-    Raises Problem where the loaded model predicts something else than the saved one.
+    Raises SetupError where the loaded model predicts something else than the saved one.
     """
-    in_place(path, model.save)
+    atomic_write(path, model.save)
     inputs, probabilities = images[:100] / np.float32(255), probabilities[:100]
     loaded = keras.models.load_model(path)
     first, again = (network.predict(inputs[:8], verbose=0) for network in (model, loaded))
     if not np.allclose(first, again, atol=1e-6):
-        raise Problem(f"{path} does not predict what the model in memory predicts. Save it again.")
+        raise SetupError(f"{path} does not predict what the model in memory predicts. Save it again.")
     after = two_columns(loaded.predict(inputs, batch_size=8, verbose=0))  # in float32, activations are large
     return float(np.abs(after - probabilities).max())
 
@@ -477,46 +560,41 @@ def save_and_check(model: keras.Model, path: Path, images: np.ndarray, probabili
 # --------------------------------------------------------------------------------------- statistics
 
 
-def exact_interval(correct: int, n: int) -> list[float]:
-    """Exact (Clopper-Pearson) 95% confidence interval of a proportion, [low, high]."""
-    if n == 0:
-        return [0.0, 1.0]
-    return list(map(float, binomtest(int(correct), int(n)).proportion_ci(0.95, "exact")))
+def exact_interval(correct: float, n: float) -> list[float]:
+    """Exact (Clopper-Pearson) 95% confidence interval of a proportion, [low, high].
 
-
-def patient_interval(
-    statistic: Callable[[np.ndarray], float], patients: Sequence[str], seed: int = 42, repeats: int = 2000
-) -> list[float]:
-    """95% confidence interval of statistic(row numbers), with patients drawn with replacement, [low, high].
-
-    Two X-rays of one patient are not independent, so whole patients are drawn (a cluster bootstrap,
-    percentile method). Draws for which the statistic is not defined do not count.
+    `correct` need not be whole: see score, which counts patients.
     """
-    rows_of = list(pd.Series(range(len(patients))).groupby(np.asarray(patients)).apply(np.array))
-    if len(rows_of) < 2:
-        return [float(statistic(np.arange(len(patients))))] * 2
-
-    def of_drawn(drawn: np.ndarray) -> float:
-        return statistic(np.concatenate([rows_of[index] for index in drawn]))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        values = bootstrap(
-            (np.arange(len(rows_of)),), of_drawn, vectorized=False, n_resamples=repeats, method="percentile",
-            rng=np.random.default_rng(seed),
-        ).bootstrap_distribution  # fmt: skip
-        return [float(value) for value in np.nanpercentile(values, [2.5, 97.5])]
+    low = beta.ppf(0.025, correct, n - correct + 1) if correct > 0 else 0.0
+    high = beta.ppf(0.975, correct + 1, n - correct) if correct < n else 1.0
+    return [float(low), float(high)]
 
 
 def share_interval(hits: np.ndarray, patients: Sequence[str]) -> list[float]:
-    """95% confidence interval, by patient, of the share of True in `hits`, bool (n,), [low, high].
+    """95% confidence interval of the share of True in `hits`, bool (n,), [low, high].
 
-    If all or none are hits, a bootstrap has no width: the interval is then exact, with n patients.
+    Two X-rays of one patient are not independent. So the interval is exact for as many trials as there
+    are patients, not X-rays. That is right where a patient's X-rays agree, and too wide otherwise.
     """
-    if len(set(hits)) < 2:
-        n = len(set(patients))
-        return exact_interval(n if any(hits) else 0, n)
-    return patient_interval(lambda rows: hits[rows].mean(), patients)
+    n = len(set(patients))
+    return exact_interval(float(np.mean(hits)) * n, n) if n else [0.0, 1.0]
+
+
+def auc_interval(auc: float, positives: int, negatives: int) -> list[float]:
+    """95% confidence interval of an area under the ROC curve, [low, high], from the numbers of patients.
+
+    Newcombe's method 5 (Statistics in Medicine 25, 2006, 559-573): the areas from which `auc` is 1.96
+    standard errors away, with the error of Hanley and McNeil (1982). It has a width at 0 and 1.
+    """
+    z, extra = norm.ppf(0.975), (positives + negatives) / 2 - 1
+
+    def excess(area: float) -> float:
+        spread = 1 + extra * (1 - area) / (2 - area) + extra * area / (1 + area)
+        return (auc - area) ** 2 - z**2 * area * (1 - area) * spread / (positives * negatives)
+
+    low = brentq(excess, 1e-12, auc) if auc > 1e-9 else 0.0
+    high = brentq(excess, auc, 1 - 1e-12) if auc < 1 - 1e-9 else 1.0
+    return [float(low), float(high)]
 
 
 def score(
@@ -526,59 +604,58 @@ def score(
     """Score predictions: labels int (n,), probabilities (n, classes), the patient of each row.
 
     Returns n, patients, correct, accuracy, ci95, majority (the larger class's share), confusion (true
-    class down, predicted class across). ci95 is exact and binomial; `by_patient` draws patients instead.
+    class down, predicted class across). ci95 is exact, for n trials, or `by_patient` (share_interval).
     With two classes also auc, the area under the ROC curve of class 0, and auc_ci95, by patient. With
     `folds` (pairs of training and held-out rows) also the accuracy of each, and their mean.
     """
-    labels, right = np.asarray(labels), probabilities.argmax(axis=1) == labels
-    classes = range(probabilities.shape[1])
-    scored = {"n": len(labels), "patients": len(set(patients)), "correct": int(right.sum())}
+    labels, patients = np.asarray(labels), np.asarray(patients)
+    predicted = probabilities.argmax(axis=1)
+    right = predicted == labels
+    scored = {
+        "n": len(labels),
+        "patients": len(set(patients)),
+        "correct": int(right.sum()),
+    }
     scored["accuracy"] = float(right.mean()) if len(labels) else 0.0
-    scored["ci95"] = share_interval(right, patients) if by_patient else exact_interval(right.sum(), len(labels))
+    if by_patient:
+        scored["ci95"] = share_interval(right, patients)
+    else:
+        scored["ci95"] = exact_interval(int(right.sum()), len(labels))
     scored["majority"] = float(np.bincount(labels).max() / len(labels)) if len(labels) else 0.0
-    scored["confusion"] = confusion_matrix(labels, probabilities.argmax(axis=1), labels=classes).tolist()
+    classes = range(probabilities.shape[1])
+    scored["confusion"] = confusion_matrix(labels, predicted, labels=classes).tolist()
     if folds:
         scored["folds"] = [float(right[held_out].mean()) for _, held_out in folds]
         scored["mean"] = float(np.mean(scored["folds"]))
-    if len(classes) == 2:
-
-        def auc(rows: np.ndarray) -> float:
-            positive = labels[rows] == 0
-            return roc_auc_score(positive, probabilities[rows, 0]) if 0 < positive.mean() < 1 else np.nan
-
-        scored["auc"] = float(auc(np.arange(len(labels))))
-        scored["auc_ci95"] = patient_interval(auc, patients)
+    if len(classes) == 2 and len(set(labels)) == 2:
+        first = labels == 0
+        counts = len(set(patients[first])), len(set(patients[~first]))
+        scored["auc"] = float(roc_auc_score(first, probabilities[:, 0]))
+        scored["auc_ci95"] = auc_interval(scored["auc"], *counts)
     return scored
 
 
-def difference(first: np.ndarray, second: np.ndarray, patients: Sequence[str]) -> dict:
-    """Compare two sets of predictions of the same images: accuracy of `first` less that of `second`.
-
-    first, second: bool (n,), right or wrong. Returns difference and ci95, by patient.
-    """
-    gain = np.asarray(first, float) - np.asarray(second, float)
-    return {"difference": float(gain.mean()), "ci95": patient_interval(lambda rows: gain[rows].mean(), patients)}
-
-
-def describe(scored: dict) -> str:
+def describe(scored: Mapping) -> str:
     """Return one line for a score: correct of n, the percentage, the interval."""
-    interval = "{:.0%} to {:.0%}".format(*scored["ci95"])
-    return f"{scored['correct']} of {scored['n']} = {scored['accuracy']:.0%} (95% confidence interval {interval})"
+    low, high = scored["ci95"]
+    interval = f"95% confidence interval {low:.0%} to {high:.0%}"
+    return f"{scored['correct']} of {scored['n']} = {scored['accuracy']:.0%} ({interval})"
 
 
-def grouped_folds(labels: np.ndarray, patients: Sequence[str], seed: int = 42) -> list[tuple]:
-    """Split rows into five folds, all X-rays of a patient in the same one: (train, held out) row numbers.
+def count_folds(labels: np.ndarray, patients: Sequence[str]) -> int:
+    """Return 5, the number of folds of a cross-validation by patient, or fewer for few patients.
 
-    Fewer folds, with a printed message, where a class has fewer than five patients; Problem below two.
+    Each class needs as many patients as there are folds. Fewer than 5 are printed; SetupError below 2.
     """
     groups = pd.Series(np.asarray(patients)).groupby(np.asarray(labels)).nunique()
     folds = min(5, int(groups.min()))
     if folds < 2:
-        raise Problem("One class has only one patient. Cross-validation needs two: check patients.csv, or add images.")
+        raise SetupError(
+            "One class has only one patient. Cross-validation needs two: check patients.csv, or add images."
+        )
     if folds < 5:
         print(f"{folds} folds instead of 5: the smallest class has {folds} patients.")
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    return list(splitter.split(labels, labels, patients))
+    return folds
 
 
 def sensitivity_table(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -> pd.DataFrame:
@@ -588,49 +665,41 @@ def sensitivity_table(confusion: Sequence[Sequence[int]], class_names: Sequence[
         is_class = np.arange(len(class_names)) == label
         row = rows[label_of(class_name)] = {}
         for term, truth in (("sensitivity", is_class), ("specificity", ~is_class)):
-            right, n = counts[truth][:, truth].sum(), counts[truth].sum()
+            right, n = int(counts[truth][:, truth].sum()), int(counts[truth].sum())
             low, high = exact_interval(right, n)
             row[term] = f"{right} of {n} = {right / n:.0%} ({low:.0%} to {high:.0%})"
     return pd.DataFrame(rows).T
 
 
-def article_draw(table: pd.DataFrame, class_names: Sequence[str], batch_size: int = 10, seed: int = 42) -> np.ndarray:
-    """Return the rows of `table` that the article's evaluation in Multi draws from the test images.
+def score_controls(controls: pd.DataFrame, predicted: Sequence[str], answers: Mapping[str, str]) -> dict:
+    """Score predicted class names for controls, none of whom has COVID-19.
 
-    Its generator shuffles with seed 42 and takes ceil(n / batch_size) batches of one image. These are the
-    rows that today's Keras draws; a test asks its own generator.
+    controls: a row each, with group (of findings) and patient; answers: the right class of a group, for
+    the groups that have one. Returns n, patients, predicted_covid and its interval by patient, by_finding
+    (n, patients, predicted_covid of each group), and with_right_answer (n, patients, correct, interval).
     """
-    rows = np.flatnonzero((table["split"] == "test") & table["class"].isin(list(class_names)))
-    return rows[np.random.RandomState(seed).permutation(len(rows))[: -(-len(rows) // batch_size)]]
-
-
-def score_controls(controls: pd.DataFrame, predicted: Sequence[str], class_names: Sequence[str]) -> dict:
-    """Score predictions for the controls, none of whom has COVID-19.
-
-    controls: a row each, with group and patient; predicted: class names. Returns n, patients,
-    called_covid and its interval by patient, by_finding and no_finding (n, called_covid), and
-    with_right_answer: of those whose finding is one of `class_names`, how many are right.
-    """
-    predicted = np.asarray(predicted)
-    covid, patients = predicted == "covid", controls["patient"].to_numpy()
-    scored = {"n": len(controls), "patients": len(set(patients)), "called_covid": int(covid.sum())}
+    predicted, patients = np.asarray(predicted, object), controls["patient"].to_numpy()
+    covid = predicted == "covid"
+    scored = {
+        "n": len(controls),
+        "patients": len(set(patients)),
+        "predicted_covid": int(covid.sum()),
+    }
     scored["ci95"] = share_interval(covid, patients)
     scored["by_finding"] = {}
-    for group in FINDINGS:
-        rows = (controls["group"] == group).to_numpy()
-        scored["by_finding"][group] = {"n": int(rows.sum()), "called_covid": int(covid[rows].sum())}
-    scored["no_finding"] = scored["by_finding"]["no finding"]
-    answers = controls["group"].map(RIGHT_ANSWERS)
-    rows = answers.isin(list(class_names)).to_numpy()
-    right = predicted[rows] == answers[rows].to_numpy()
-    interval = share_interval(right, patients[rows])
-    scored["with_right_answer"] = {"n": len(right), "correct": int(right.sum()), "ci95": interval}
+    for group, rows in sorted(controls.groupby("group").indices.items()):
+        counts = {"n": len(rows), "patients": len(set(patients[rows]))}
+        scored["by_finding"][group] = counts | {"predicted_covid": int(covid[rows].sum())}
+    truth = controls["group"].map(answers)
+    known = truth.notna().to_numpy()
+    right = (predicted == truth.to_numpy())[known]
+    scored["with_right_answer"] = {
+        "n": len(right),
+        "patients": len(set(patients[known])),
+        "correct": int(right.sum()),
+        "ci95": share_interval(right, patients[known]),
+    }
     return scored
-
-
-def case_key(case: str, name: str) -> str:
-    """Return the name that results use for a case and an augmentation: "four", "four_gentle"."""
-    return case if name == "article" else f"{case}_{name}"
 
 
 # ---------------------------------------------------------------------------------------- heat maps
@@ -666,13 +735,37 @@ def hires_cam(
 
 # ------------------------------------------------------------------------------------------ figures
 
-BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#767676"  # apart for color-blind readers
+BLUE, ORANGE, GREEN, GRAY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#767676",
+)  # apart for color-blind readers
 STYLE = {
-    "figure.constrained_layout.use": True, "image.cmap": "gray", "savefig.dpi": 150, "figure.dpi": 100,
-    "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "figure.titlesize": 10,
-    "axes.spines.top": False, "axes.spines.right": False,
-}  # fmt: skip
+    "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, GRAY]),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 100,
+    "figure.titlesize": 10,
+    "font.size": 9,
+    "image.cmap": "gray",
+    "savefig.dpi": 150,
+}
 WIDTH = 9.5  # inches, the width of a page
+
+
+def label_lines(axis: plt.Axes) -> None:
+    """Write each line's label at its end, in its color, instead of a legend; labels do not overlap."""
+    lines = sorted(axis.get_lines(), key=lambda line: line.get_ydata()[-1])
+    low, high = axis.get_ylim()
+    place = -np.inf
+    for line in lines:
+        place = max(line.get_ydata()[-1], place + 0.07 * (high - low))
+        text = f" {line.get_label()}"
+        axis.text(line.get_xdata()[-1], place, text, color=line.get_color(), va="center")
 
 
 def plot_images(
@@ -699,25 +792,18 @@ def plot_examples(folder: Path, table: pd.DataFrame, each: int = 4) -> plt.Figur
     return plot_images([thumbnail(folder / file) for file in chosen["file"]], titles, each, height=0.8)
 
 
-def plot_acc_loss(history: dict, title: str, n_validation: int) -> plt.Figure:
-    """Draw accuracy and loss against epoch, training and validation, side by side as the article does."""
-    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.2))
-    for axis, metric, label in zip(axes, ("acc", "loss"), ("accuracy", "loss (cross-entropy)")):
-        curves = {"training": (history[metric], BLUE, "-"), "validation": (history[f"val_{metric}"], ORANGE, "--")}
-        for values, color, style in curves.values():
-            axis.plot(range(1, len(values) + 1), values, style, color=color)
-        low, high = (0, 1.03) if metric == "acc" else axis.get_ylim()
-        lower, upper = sorted(curves, key=lambda name: curves[name][0][-1])  # the labels stand apart
-        gap = 0.08 * (high - low) - (curves[upper][0][-1] - curves[lower][0][-1])
-        for name, shift in ((lower, -max(gap, 0) / 2), (upper, max(gap, 0) / 2)):
-            values, color, _ = curves[name]
-            axis.text(1.02 * len(values), values[-1] + shift, name, color=color, va="center")
-        step = max(1, len(values) // 5)
-        ticks, limits = range(step, len(values) + 1, step), (0, 1.02 * len(values))
-        axis.set(xlabel="Epoch", title=f"{title}: {label}", xticks=ticks, xlim=limits, ylim=(low, high))
-        axis.grid(alpha=0.3)
-    axes[0].errorbar([len(values) / 20], [0.15], yerr=0.5 / n_validation, color=ORANGE, capsize=4)
-    axes[0].text(len(values) / 13, 0.15, f" one of {n_validation} validation images", va="center", color=ORANGE)
+def plot_chain(steps: Sequence[tuple[str, str]], frozen: Sequence[str]) -> plt.Figure:
+    """Draw a network as a chain of boxes, each a name and a shape; those named in `frozen` are gray."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 1.1))
+    for place, (name, shape) in enumerate(steps):
+        color = "#DDDDDD" if name in frozen else "#CFE3F1"
+        box = {"boxstyle": "round,pad=0.5", "fc": color, "ec": GRAY}
+        axis.text(place, 0, f"{name}\n{shape}", ha="center", va="center", bbox=box)
+        if place:
+            arrow = {"arrowstyle": "->", "color": GRAY}
+            axis.annotate("", (place - 0.36, 0), (place - 0.64, 0), arrowprops=arrow)
+    axis.set(xlim=(-0.5, len(steps) - 0.5), ylim=(-1, 1))
+    axis.axis("off")
     return figure
 
 
@@ -743,7 +829,7 @@ def plot_predictions(
     paths: Sequence[Path], labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str],
     most: int = 36,
 ) -> plt.Figure:  # fmt: skip
-    """Show test images under the article's kind of title, wrong predictions first and in orange.
+    """Show test images under their predicted class and its probability, wrong ones first and in orange.
 
     probabilities: (n, classes). At most `most` images are shown.
     """
@@ -751,12 +837,13 @@ def plot_predictions(
     order = np.argsort(predicted == labels, kind="stable")[:most]
     titles, colors = [], []
     for row in order:
-        name = class_names[predicted[row]]
-        title = f"{probabilities[row].max():.2%}\n{'COVID19 Pneumonia' if name == 'covid' else label_of(name).title()}"
-        if predicted[row] != labels[row]:
+        title = f"{probabilities[row].max():.0%}\n{label_of(class_names[predicted[row]])}"
+        if predicted[row] == labels[row]:
+            colors.append("black")
+        else:
             title += f"\ntrue: {label_of(class_names[labels[row]]).removesuffix(' pneumonia')}"
+            colors.append(ORANGE)
         titles.append(title)
-        colors.append("black" if predicted[row] == labels[row] else ORANGE)
     return plot_images([thumbnail(paths[row], 200) for row in order], titles, 6, colors, height=0.85)
 
 
@@ -778,74 +865,66 @@ def plot_heat_maps(images: np.ndarray, maps: np.ndarray, titles: Sequence[str]) 
     return figure
 
 
-def plot_counts(counts: dict[str, dict], title: str, label: str) -> plt.Figure:
-    """Draw called_covid of n as bars, one a group: in orange on gray, the count at the bar's end."""
-    figure, axis = plt.subplots(figsize=(WIDTH, 0.9 + 0.36 * len(counts)))
+def plot_counts(counts: Mapping[str, Mapping], title: str, label: str) -> plt.Figure:
+    """Draw predicted_covid of n as bars, one a group: in orange on gray, the count at the bar's end."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 1.0 + 0.36 * len(counts)))
     for name, row in reversed(counts.items()):
-        k, n = row["called_covid"], row["n"]
+        k, n = row["predicted_covid"], row["n"]
         axis.barh(name, n, color="#DDDDDD")
         axis.barh(name, k, color=ORANGE)
-        axis.annotate(f"{k} of {n}", (n, name), xytext=(5, 0), textcoords="offset points", va="center")
+        text = f"{k} of {n} X-rays ({row['patients']} patients)"
+        axis.annotate(text, (n, name), xytext=(5, 0), textcoords="offset points", va="center")
     axis.set(title=title, xlabel=label)
+    axis.margins(x=0.25)
+    axis.set_xlim(left=0)
     return figure
 
 
-def plot_scores(scores: dict[str, dict], title: str, auc: bool = True) -> plt.Figure:
-    """Draw accuracies with their intervals, one row a name, beside the share of the larger class."""
-    figure, axis = plt.subplots(figsize=(WIDTH, 1.1 + 0.62 * len(scores)))
+def plot_scores(scores: Mapping[str, Mapping], title: str) -> plt.Figure:
+    """Draw accuracies with their intervals, one row a name, beside the share of the larger class.
+
+    Scores with an area under the ROC curve have it written beside them.
+    """
+    figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.56 * len(scores)))
     for place, scored in enumerate(reversed(scores.values())):
         low, high = scored["ci95"]
-        axis.plot([low, high], [place, place], color=BLUE, linewidth=3, alpha=0.45, solid_capstyle="butt")
+        axis.plot(
+            [low, high],
+            [place, place],
+            color=BLUE,
+            linewidth=3,
+            alpha=0.45,
+            solid_capstyle="butt",
+        )
         axis.plot(scored["accuracy"], place, "o", color=BLUE)
         axis.plot([scored["majority"]] * 2, [place - 0.3, place + 0.3], ":", color="black")
         text = f"{scored['correct']} of {scored['n']} X-rays of {scored['patients']} patients"
-        if auc:
+        if "auc" in scored:
             text += f"\narea under the ROC curve {scored['auc']:.2f}"
         axis.annotate(text, (1.03, place), va="center", annotation_clip=False)
-    axis.annotate("always the\nlarger class ", (scored["majority"], place + 0.3), ha="right", va="top", fontsize=8)
-    axis.set(xlim=(0, 1.02), ylim=(-0.6, len(scores) - 0.4), title=title)
+    top = max(scored["majority"] for scored in scores.values()), len(scores) - 0.55
+    axis.annotate(
+        "dotted: always the larger class",
+        (top[0] - 0.01, top[1]),
+        ha="right",
+        va="bottom",
+        fontsize=8,
+    )
+    axis.set(xlim=(0, 1.02), ylim=(-0.6, len(scores) - 0.2), title=title)
     axis.set(xlabel="Accuracy, with its 95% confidence interval")
     axis.set_yticks(range(len(scores)), list(scores)[::-1])
     axis.grid(axis="x", alpha=0.3)
     return figure
 
 
-def plot_roc(curves: dict[str, tuple[np.ndarray, np.ndarray]], title: str) -> plt.Figure:
-    """Draw ROC curves in one square; each name has (is COVID-19, bool (n,), its probability, float (n,))."""
-    figure, axis = plt.subplots(figsize=(4.6, 4.6))
-    axis.plot([0, 1], [0, 1], ":", color="black")
-    for (name, (truth, probability)), color in zip(curves.items(), (BLUE, ORANGE)):
-        false_positive, true_positive, _ = roc_curve(truth, probability)
-        axis.plot(false_positive, true_positive, color=color)
-        middle = int(np.argmin(np.abs(false_positive + true_positive - 1)))
-        place = false_positive[middle] + 0.04, true_positive[middle] - 0.04
-        text, box = f"{name}\n{roc_auc_score(truth, probability):.2f}", {"fc": "white", "ec": "none", "pad": 1}
-        axis.annotate(text, place, color=color, va="top", bbox=box)
-    axis.set(xlabel="1 − specificity", ylabel="Sensitivity", title=title, aspect="equal")
-    return figure
+# -------------------------------------------------------------------------------------------- tables
 
 
-# ------------------------------------------------------------------------------ tables and sentences
-
-
-def control_table(answers: dict[str, dict]) -> pd.DataFrame:
-    """Compare models on the controls, a row a model, from score_controls."""
+def difference_table(differences: Mapping[str, Mapping]) -> pd.DataFrame:
+    """Return paired differences in points with their 95% confidence intervals, a row a name."""
     rows = {}
-    for name, scored in answers.items():
-        right, clear = scored["with_right_answer"], scored["no_finding"]
-        rows[name] = {
-            "right, of those whose class the model has": f"{right['correct']} of {right['n']}",
-            "predicted COVID-19, of all": f"{scored['called_covid']} of {scored['n']}",
-            "predicted COVID-19, of those with no finding": f"{clear['called_covid']} of {clear['n']}",
-        }
-    return pd.DataFrame(rows).T
-
-
-def difference_table(differences: dict[tuple[str, str], dict]) -> pd.DataFrame:
-    """Return paired differences in points with their 95% confidence intervals, a row a pair of names."""
-    rows = {}
-    for (first, second), row in differences.items():
+    for name, row in differences.items():
         low, high = (100 * end for end in row["ci95"])
-        rows[f"{first} minus {second}"] = [f"{100 * row['difference']:+.0f}", f"{low:+.0f} to {high:+.0f}"]
+        rows[name] = [f"{100 * row['difference']:+.0f}", f"{low:+.0f} to {high:+.0f}"]
     columns = ["difference in points", "95% confidence interval, by patient"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)

@@ -1,0 +1,2 @@
+"""The tables of the READMEs."""
+TABLES = {}
