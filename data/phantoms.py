@@ -2,8 +2,9 @@
 
     python data/phantoms.py [--folder data/phantoms] [--train 16] [--test 6] [--seed 0]
 
-The tree is that of the article: two/ and all/, each with train/ and test/, and controls/ with their list. Every image
-has PHANTOM burned in, and PHANTOMS.txt says what they are. Nothing measured on them says anything about X-rays.
+The tree is that of the article: two/ and all/, each with train/ and test/. Beside them are two groups without COVID-19,
+controls/ and nih_no_finding/, each with its list. Every image has PHANTOM burned in, and PHANTOMS.txt says what they
+are. Nothing measured on them says anything about X-rays.
 
 All classes share one anatomy, exposure and framing; they differ in the opacities of the lungs alone, and those vary
 from obvious to nearly invisible: normal lungs are clear; a bacterial pneumonia is one dense lobar consolidation; a
@@ -23,7 +24,10 @@ import cv2
 import numpy as np
 
 CLASSES = ("covid", "normal", "pneumonia_bac", "pneumonia_vir")
-CONTROLS = {"no finding": "normal", "bacterial pneumonia": "pneumonia_bac", "viral pneumonia": "pneumonia_vir"}
+CONTROLS = {  # folder: groups of findings, and what is drawn for them
+    "controls": {"bacterial pneumonia": "pneumonia_bac", "viral pneumonia": "pneumonia_vir"},
+    "nih_no_finding": {"no finding": "normal"},
+}
 NOTE = "The images below this folder are drawn by data/phantoms.py. They are not X-rays, and show nobody.\n"
 SIZE = 512  # of the canvas, in pixels; everything is drawn in shares of it
 
@@ -162,15 +166,16 @@ def save(path: Path, *drawing: int | str) -> None:
 
 
 def write_tree(folder: Path, train: int = 16, test: int = 6, seed: int = 0) -> None:
-    """Draw the whole tree into `folder`: `train` and `test` images a class, and as many controls as test images.
+    """Draw the whole tree into `folder`: `train` and `test` images a class, and 2 x `test` in each group of controls.
 
     About every fourth patient has two images, and one test patient of each class is in training, too, as happens.
-    patients.csv in each tree and controls/controls.csv say who is on which image. Same counts and seed, same images.
+    patients.csv in each tree, controls/controls.csv, and nih_no_finding/nih_no_finding.csv say who is on which image.
+    Same counts and seed, same images.
     """
     folder, first = Path(folder), max(1000, train)  # the number of the first patient of the test images alone
     if first + test > 10000:
         raise ValueError(f"{train} + {test} images a class are too many: patients would be on images of two classes.")
-    (folder / "controls").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "PHANTOMS.txt").write_text(NOTE, encoding="utf-8")
     drawings, patients = {}, []
     for (index, kind), (split, count) in itertools.product(enumerate(CLASSES), (("train", train), ("test", test))):
@@ -179,13 +184,16 @@ def write_tree(folder: Path, train: int = 16, test: int = 6, seed: int = 0) -> N
             name = f"{split}/{kind}/person{person:05d}_{kind.removeprefix('pneumonia_')}_{number:03d}.jpeg"
             drawings[f"all/{name}"] = (seed * 100000 + person, number + 500 * (split == "test"), kind)
             patients.append((f"{name}", f"phantom-{person}"))
-    controls = ["filename,group,patient"]
-    for number in range(3 * test):
-        finding, kind = list(CONTROLS.items())[number % 3]
-        name = f"person{50000 + number}_control_{number:03d}.jpeg"
-        drawings[f"controls/{name}"] = (seed * 100000 + 50000 + number, number, kind)
-        controls.append(f"{name},{finding},phantom-{50000 + number}")
-    (folder / "controls" / "controls.csv").write_text("\n".join(controls) + "\n", encoding="utf-8")
+    for group, (where, findings) in enumerate(CONTROLS.items()):
+        rows = ["filename,group,patient"]
+        for number in range(2 * test):
+            finding, kind = list(findings.items())[number % len(findings)]
+            person = 50000 + 20000 * group + number
+            name = f"person{person}_control_{number:03d}.jpeg"
+            drawings[f"{where}/{name}"] = (seed * 100000 + person, number, kind)
+            rows.append(f"{name},{finding},phantom-{person}")
+        (folder / where).mkdir(exist_ok=True)
+        (folder / where / f"{where}.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     with ThreadPoolExecutor() as pool:  # OpenCV and NumPy leave the interpreter's lock while they work
         list(pool.map(lambda item: save(folder / item[0], *item[1]), drawings.items()))
     for tree, kinds in (("all", CLASSES), ("two", CLASSES[:2])):
@@ -213,7 +221,7 @@ def main() -> None:
         write_tree(options.folder, options.train, options.test, options.seed)
     except ValueError as error:
         parser.error(str(error))
-    print(f"Drew {4 * (options.train + options.test)} phantoms and {3 * options.test} controls in {options.folder}")
+    print(f"Drew {4 * (options.train + options.test)} phantoms and {4 * options.test} controls in {options.folder}")
 
 
 if __name__ == "__main__":

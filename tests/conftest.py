@@ -10,28 +10,29 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from lessons import BINARY, MULTI, ROOT  # noqa: F401  the tests import them from here
 
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared"
-BINARY = ROOT / "notebooks" / "Covid19_GradientCrescent_Binary.ipynb"
-MULTI = ROOT / "notebooks" / "Covid19_GradientCrescent_Multi.ipynb"
-SETTINGS = ("COVID_", "VGG16_", "NUM_EPOCHS", "VIEWS_PER_IMAGE", "PRECISION", "SEED", "MAKE", "MFLAGS")
+SHARED = Path(os.environ.get("COVID_XRAY_SHARED", ROOT.parent / "shared"))
 sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "data")]
+
+import phantoms  # noqa: E402
+import prepare  # noqa: E402
+import xray  # noqa: E402
+import xray_data  # noqa: E402
+
+SETTINGS = ("COVID_", "VGG16_", "PRECISION", *xray.SETTINGS, "MAKE", "MFLAGS")
 for setting in [name for name in os.environ if name.startswith(SETTINGS)]:
     del os.environ[setting]  # the tests set their own
 
-import dataset  # noqa: E402
-import phantoms  # noqa: E402
-import prepare  # noqa: E402
-
+REAL_IMAGES = [SHARED / "data" / name for name in (xray_data.ZIP_NAME, "controls.zip", "nih_no_finding.zip")]
 real_images = pytest.mark.skipif(
-    not (SHARED / "data" / dataset.ZIP_NAME).exists(), reason="the article's images are not here"
+    not all(path.exists() for path in REAL_IMAGES), reason="the article's images and the controls are not here"
 )
 
 
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory):
-    """A small tree of phantoms: five training and two test images a class, and six controls."""
+    """A small tree of phantoms: five training and two test images a class, and four in each group of controls."""
     folder = tmp_path_factory.mktemp("data") / "phantoms"
     phantoms.write_tree(folder, train=5, test=2)
     return folder
@@ -40,7 +41,7 @@ def tree(tmp_path_factory):
 @pytest.fixture(scope="session")
 def archive(tree, tmp_path_factory):
     """The tree as a zip of the article's name, with the rubbish that the article's own zip holds."""
-    path = tmp_path_factory.mktemp("zip") / dataset.ZIP_NAME
+    path = tmp_path_factory.mktemp("zip") / xray_data.ZIP_NAME
     with zipfile.ZipFile(path, "w") as zipped:
         for file in sorted(tree.rglob("*")):
             if file.is_file() and file.relative_to(tree).parts[0] in ("two", "all"):

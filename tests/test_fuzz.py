@@ -1,13 +1,16 @@
 """Whatever bytes come, what reads files either understands them or says so in one sentence; nothing else is raised."""
 
 import io
+import os
 import re
 import zipfile
+from unittest import mock
 
 import cv2
-import dataset
 import numpy as np
+import pytest
 import xray
+import xray_data
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -30,9 +33,9 @@ def test_image_headers(tmp_path, picture, cuts):
     path = tmp_path / "image.png"
     path.write_bytes(data)
     try:
-        image = dataset.read_image(path)
-    except dataset.Problem as problem:
-        assert str(path) in str(problem)
+        image = xray_data.read_image(path)
+    except xray_data.SetupError as error:
+        assert str(path) in str(error)
     else:
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
 
@@ -55,12 +58,12 @@ def test_zip_members(tmp_path_factory, names, garbage, place):
             zipped.writestr(name, b"content" * 5)
     data = bytearray(buffer.getvalue())
     data[place : place + len(garbage)] = garbage
-    (home / dataset.ZIP_NAME).write_bytes(data)
+    (home / xray_data.ZIP_NAME).write_bytes(data)
     try:
-        dataset.unzip_images(home / dataset.ZIP_NAME, home)
-    except dataset.Problem as problem:
-        assert dataset.ZIP_NAME in str(problem)
-    assert {path.name for path in home.iterdir()} <= {dataset.ZIP_NAME, "two", "all"}
+        xray_data.unzip_images(home / xray_data.ZIP_NAME, home)
+    except xray_data.SetupError as error:
+        assert xray_data.ZIP_NAME in str(error)
+    assert {path.name for path in home.iterdir()} <= {xray_data.ZIP_NAME, "two", "all"}
     assert [path.name for path in outside.iterdir()] == ["a"]
     assert [path.name for path in (outside / "a" / "b").iterdir()] == ["data"]
 
@@ -69,30 +72,85 @@ def test_zip_members(tmp_path_factory, names, garbage, place):
 @given(name=st.text(max_size=12) | st.text(st.sampled_from("aCONul1.:/\\ \0\n"), max_size=8))
 def test_names_from_outside(name):
     """What passes is one plain part of a path on Linux, macOS, and Windows alike."""
-    if dataset.is_safe(name):
+    if xray_data.is_safe(name):
         assert name and not set(name) & set('\\/:*?"<>|\0\n') and name not in (".", "..") and len(name) <= 200
         assert not re.fullmatch(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", name) and name[-1] not in " ."
 
 
 def test_names_that_are_refused():
     for name in ("", ".", "..", "C:evil.jpg", "a/b", "a\\b", "NUL", "com1.txt", "x.", "x ", "a\0b", "a\nb", "n" * 201):
-        assert not dataset.is_safe(name), name
+        assert not xray_data.is_safe(name), name
     for name in ("1-s2.0-S0140673620303706-fx1_lrg.jpg", "nejmoa2001191_f3-PA.jpeg", "Ärzte 1.png", "console.jpg"):
-        assert dataset.is_safe(name), name
+        assert xray_data.is_safe(name), name
+
+
+TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), max_size=8)
+NUMBER = st.text(st.sampled_from("0123456789.eE+-_ \n"), max_size=8)  # nearly a number
+FALSY = st.sampled_from(["", "0", " ", "0.0", "-0", "00", "none", "nan", "inf", "1e400", "0x10", "1_0", "٣"])
+SETTING = TEXT | NUMBER | FALSY | st.integers().map(str) | st.floats().map(str)
+
+
+def check(name, text, value):
+    """Read a setting; `text` is what it was given as. The answer is its number in range, or a sentence."""
+    kind, least, most = xray.SETTINGS[name]
+    try:
+        number = xray.setting(name, value)
+    except xray_data.SetupError as error:
+        sentence = f"{name} is {text.strip()!r}. Set it to a"
+        assert str(error).startswith(sentence) and re.search(r" number from \S+ to \S+\.$", str(error))
+        assert "\n" not in str(error)
+    else:
+        assert type(number) is kind and least <= number <= most
+        assert number == kind(text) and text.isascii() and "_" not in text
+
+
+@pytest.mark.parametrize("name", xray.SETTINGS)
+@relaxed
+@given(text=SETTING)
+def test_settings(name, text):
+    """A setting is a number within its range, or a sentence that names it: as value, and from the environment."""
+    check(name, text, text)
+    with mock.patch.dict(os.environ, {name: text}):
+        if text:
+            check(name, text, xray.SETTINGS[name][2])  # a good value does not hide what the variable says
+        else:
+            assert xray.setting(name, xray.SETTINGS[name][2]) == xray.SETTINGS[name][2]  # empty: not set
+
+
+@pytest.mark.parametrize("name", xray.SETTINGS)
+@pytest.mark.parametrize("value", ["", 0, 0.0, None, False, True, [], (), {}, b"", float("nan"), float("inf"), -1])
+def test_settings_of_other_types(name, value):
+    """What Python takes for false is no way around the check; the one good value among these is the seed 0."""
+    if name == "SEED" and value == 0 and type(value) is int:
+        assert xray.setting(name, value) == 0
+    else:
+        with pytest.raises(xray_data.SetupError, match=f"^{name} is .*Set it to a"):
+            xray.setting(name, value)
+
+
+@pytest.mark.parametrize("name", xray.SETTINGS)
+def test_ends_of_the_ranges(name):
+    """The least and the most are allowed, and nothing beyond them."""
+    kind, least, most = xray.SETTINGS[name]
+    assert [xray.setting(name, value) for value in (least, most)] == [least, most]
+    step = 1 if kind is int else least / 10
+    for value in (least - step, most + step):
+        with pytest.raises(xray_data.SetupError, match=f"^{name} is "):
+            xray.setting(name, value)
 
 
 @relaxed
-@given(
-    text=st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), max_size=8)
-    | st.integers().map(str)
-)
-def test_settings(text):
-    """A setting is a whole number within its range, or a sentence that names it."""
-    try:
-        value = xray.whole_number("NUM_EPOCHS", text)
-        assert value == int(text.strip()) and 1 <= value <= 999999
-    except dataset.Problem as problem:
-        assert "NUM_EPOCHS" in str(problem)
+@given(rows=st.lists(st.lists(st.text(st.sampled_from('ab/.,"\n\r é0')), min_size=1, max_size=4), max_size=5))
+@pytest.mark.parametrize("head", ["filename,group,patient", "filename", "a,b", "", "filename,group,patient,file"])
+def test_lists_of_controls(tmp_path, head, rows):
+    """Any list of controls: the table has its columns, and names no file that is not there."""
+    folder = tmp_path / "controls"
+    folder.mkdir(exist_ok=True)
+    (folder / "a.jpg").write_bytes(JPEG)
+    text = "\n".join([head, "a.jpg,viral pneumonia,7", *(",".join(row) for row in rows)])
+    (folder / "controls.csv").write_text(text, encoding="utf-8")
+    table = xray_data.find_controls(tmp_path)
+    assert {"file", "filename", "group", "patient"} <= set(table) and all(path.is_file() for path in table["file"])
 
 
 CELL = st.text(st.sampled_from('ab/.,"\n\r é0'), max_size=12)
@@ -108,7 +166,7 @@ def test_lists_of_patients(tmp_path, rows, head):
     text = "\n".join([head, *(",".join(row) for row in rows)])
     (tmp_path / "patients.csv").write_text(text, encoding="utf-8")
     try:
-        patients = dataset.patients_of(tmp_path, files)
+        patients = xray_data.patients_of(tmp_path, files)
         assert len(patients) == 3 and all(patients)
-    except dataset.Problem as problem:
-        assert "patients.csv" in str(problem)
+    except xray_data.SetupError as error:
+        assert "patients.csv" in str(error)

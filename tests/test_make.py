@@ -46,14 +46,14 @@ def make(folder, *arguments, **settings):
 
 @needs_make
 def test_settings_with_spaces(clone):
-    """Paths relative to the project become absolute, spaces and all; the notebook runs after prepare.py and sync.py."""
+    """Paths relative to the project become absolute, spaces and all; the notebook runs after prepare.py."""
     settings = {"COVID_XRAY_OUTPUT": "my pages", "COVID_XRAY_DATA": "my images", "VGG16_WEIGHTS": "my weights.h5"}
     done, calls = make(clone, "binary", **settings)
     assert done.returncode == 0, done.stdout
     assert f"Open {clone}/my pages/Covid19_GradientCrescent_Binary.html" in done.stdout
     what = [re.search(r"\w+\.py$|--to \w+", call[-1])[0] for call in calls]
-    assert what == ["prepare.py", "sync.py", "--to notebook", "--to html"]
-    for call in calls[2:]:
+    assert what == ["prepare.py", "--to notebook", "--to html"]
+    for call in calls[1:]:
         assert call[:3] == [f"{clone}/{name}" for name in settings.values()]
 
 
@@ -64,6 +64,16 @@ def test_settings_that_stay_as_they_are(clone, weights):
     done, calls = make(clone, "multi", f"VGG16_WEIGHTS={weights}")
     assert done.returncode == 0, done.stdout
     assert calls[-1][:3] == [f"{clone}/output", "", weights]
+
+
+@needs_make
+@pytest.mark.parametrize("target", ["run", "binary", "multi", "lab"])
+def test_no_run_rewrites_a_tracked_file(clone, target):
+    """Images come first; the toolbox's cell is written by `make sync` alone."""
+    done, calls = make(clone, target)
+    assert done.returncode == 0, done.stdout
+    assert calls[0][-1] == "data/prepare.py" and not any("sync.py" in call[-1] for call in calls)
+    assert sum("notebooks" in call[-1] for call in calls) == (2 if target == "run" else 1)
 
 
 @needs_make
@@ -79,7 +89,9 @@ def test_a_failing_cell(clone):
 def test_what_clean_removes(clone):
     """Results, environments, and what interrupted downloads left go; images and weights stay."""
     kept = ["Covid.zip", "all/x.jpeg", "controls/x.jpg", "phantoms/x.jpeg", "weights/vgg16.weights.h5", "manifest.csv"]
+    kept += ["nih_no_finding/x.png", "excluded.csv"]
     gone = [".12-34-Covid.zip", ".unzip-1/x", "public/x.jpeg", "controls/.12-34-x.jpg", "weights/.12.weights.h5"]
+    gone += ["nih_no_finding/.12-34-x.png"]
     paths = {name: clone / "data" / name for name in kept + gone}
     paths |= {name: clone / name for name in ("output/views/x", ".venv-colab/x", "notebooks/.12-xray.py")}
     for path in paths.values():
@@ -110,7 +122,7 @@ def test_the_phantoms_command(tmp_path):
     assert run_phantoms("--folder", folder, "--train", 2, "--test", 1).returncode == 0
     assert len(list(folder.glob("all/*/*/*.jpeg"))) == 12
     done = run_phantoms("--folder", folder, "--train", 1, "--test", 1)
-    assert "Drew 8 phantoms and 3 controls" in done.stdout and len(list(folder.glob("all/*/*/*.jpeg"))) == 8
+    assert "Drew 8 phantoms and 4 controls" in done.stdout and len(list(folder.glob("all/*/*/*.jpeg"))) == 8
     (tmp_path / "mine.txt").touch()
     done = run_phantoms("--folder", tmp_path)
     assert (
@@ -133,3 +145,19 @@ def test_patients_of_the_phantoms(train, tmp_path, monkeypatch):
     known = {patient for split, _, patient in rows if split == "train"}
     assert sum(split == "test" and patient in known for split, _, patient in rows) == 4
     assert len({(kind, patient) for _, kind, patient in rows}) == len({patient for *_, patient in rows})
+
+
+def test_groups_of_controls_among_the_phantoms(tree):
+    """Both groups have their list, as X-rays do; nobody on them is on another phantom."""
+    rows = {}
+    for kind in ("controls", "nih_no_finding"):
+        with open(tree / kind / f"{kind}.csv", newline="", encoding="utf-8") as file:
+            rows[kind] = list(csv.DictReader(file))
+        assert {row["filename"] for row in rows[kind]} == {path.name for path in (tree / kind).glob("*.jpeg")}
+    groups = [row["group"] for row in rows["controls"]]
+    assert groups == ["bacterial pneumonia", "viral pneumonia"] * 2
+    assert [row["group"] for row in rows["nih_no_finding"]] == ["no finding"] * 4
+    with open(tree / "all" / "patients.csv", newline="", encoding="utf-8") as file:
+        others = {row["patient"] for row in csv.DictReader(file)}
+    patients = [row["patient"] for kind in rows for row in rows[kind]]
+    assert len(set(patients)) == 8 and not set(patients) & others
