@@ -2,7 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUFF := $(BIN)/ruff
-RULES := --select E,F,W,I,B,UP --ignore B905
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # The notebooks run in their own folder, so paths that are relative to this one become absolute. In the recipes and
@@ -13,7 +12,7 @@ export COVID_XRAY_OUTPUT="$${COVID_XRAY_OUTPUT:-output}"; \
 	$(call absolute,COVID_XRAY_OUTPUT) $(call absolute,COVID_XRAY_DATA) $(call absolute,VGG16_WEIGHTS)
 endef
 
-.PHONY: help setup data run binary multi lab sync lint test test-colab test-real bench clean
+.PHONY: help setup data run binary multi lab sync lint test test-colab test-real bench chance clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*  ##' Makefile | sed -E 's/:.*  ## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -43,20 +42,20 @@ define execute
 	&& echo "Open $$COVID_XRAY_OUTPUT/$$name.html"
 endef
 
-run: data sync  ## everything: prepare, then execute both notebooks into output/
+run: data  ## everything: prepare, then execute both notebooks into output/
 	$(call execute,Binary)
 	$(call execute,Multi)
 
-binary: data sync  ## prepare and execute the binary notebook
+binary: data  ## prepare and execute the binary notebook
 	$(call execute,Binary)
 
-multi: data sync  ## prepare and execute the multiclass notebook
+multi: data  ## prepare and execute the multiclass notebook
 	$(call execute,Multi)
 
-lab: data sync  ## open the notebooks in JupyterLab
+lab: data  ## open the notebooks in JupyterLab
 	@$(settings) $(BIN)/python -m jupyter lab notebooks
 
-sync: setup  ## copy the toolbox, dataset.py and xray.py, into both notebooks
+sync: setup  ## pack the toolbox into both notebooks, and compute the READMEs' tables
 	@$(BIN)/python notebooks/sync.py
 
 .venv/tested: .venv/installed tests/requirements.txt
@@ -64,10 +63,10 @@ sync: setup  ## copy the toolbox, dataset.py and xray.py, into both notebooks
 	@touch $@
 
 lint: .venv/tested  ## check the style of code and notebooks
-	$(RUFF) check $(RULES) --line-length 120 data notebooks/*.py tests
-	$(RUFF) format --check --line-length 120 data notebooks/*.py tests
-	$(RUFF) check $(RULES) --line-length 100 notebooks/*.ipynb
-	$(RUFF) format --check --line-length 100 notebooks/*.ipynb
+	$(RUFF) check
+	$(RUFF) format --check data notebooks/*.py tests
+	$(RUFF) format --check --line-length 88 notebooks/*.ipynb
+	$(BIN)/python notebooks/sync.py --check
 
 test: lint  ## check style, run all tests, and run both notebooks on Colab's versions
 	$(BIN)/python -m pytest tests -m "not real and not colab"
@@ -81,6 +80,9 @@ test-real: .venv/tested  ## run both notebooks on the article's images, where ..
 
 bench: .venv/tested  ## measure speed against the article's own code; writes output/bench.json
 	@$(settings) $(BIN)/python tests/bench.py
+
+chance: .venv/tested  ## measure how far chance moves the numbers; writes output/chance.json
+	@$(settings) $(BIN)/python tests/chance.py
 
 clean:  ## remove results, kept views, environments, and unfinished downloads; images and weights stay
 	rm -rf output .venv .venv-colab data/public data/.[a-z0-9]* data/*/.[0-9]* notebooks/.[0-9]* notebooks/.ipynb_checkpoints

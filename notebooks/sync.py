@@ -30,7 +30,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 if not (Path("xray.py").exists() or Path("notebooks/xray.py").exists()):
-    ZipFile(BytesIO(b85decode("{}"))).extractall()
+    ZipFile(BytesIO(b85decode("{}"))).extractall()  # fmt: skip
 '''
 
 
