@@ -8,6 +8,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import speed_tables
+
 FIGURES = Path(__file__).resolve().parent / "figures"
 MANIFEST = FIGURES.parent.parent / "data" / "manifest.csv"
 LABELS = {"covid": "COVID-19", "normal": "normal", "pneumonia_bac": "bacterial", "pneumonia_vir": "viral"}
@@ -287,4 +289,5 @@ TABLES = {
     "chance-heads": chance_heads,
     "chance-epochs": chance_epochs,
     "chance-precision": chance_precision,
+    **speed_tables.TABLES,
 }

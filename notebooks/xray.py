@@ -88,7 +88,7 @@ def setting(name: str, value: object) -> int | float:
     """
     kind, least, most = SETTINGS[name]
     text = str(os.environ.get(name) or value).strip()
-    pattern = r"[0-9]{1,6}" if kind is int else r"[0-9.]{1,20}(e[-+]?[0-9]{1,2})?"
+    pattern = r"[0-9]{1,6}" if kind is int else r"[0-9.]{1,30}(e[-+]?[0-9]{1,2})?"
     with contextlib.suppress(ValueError):
         if re.fullmatch(pattern, text, re.ASCII | re.IGNORECASE) and least <= kind(text) <= most:
             return kind(text)
@@ -314,9 +314,10 @@ def extract_features(
     """
     if not len(images):
         return [np.zeros((0, *conv_base.output_shape[1:]), np.float16)] * views
+    run.lap("other")  # what came before is not the time of features
     gpus = len(tf.config.list_logical_devices("GPU"))
     weights = weights_sha256(conv_base)
-    kinds = [type(layer).__name__ for layer in conv_base.layers]
+    kinds = [(type(layer).__name__, {**layer.get_config(), "name": ""}) for layer in conv_base.layers]
     versions = [tf.__version__, keras.__version__, np.__version__, gpus, run.precision]
     shapes = [kinds, conv_base.input_shape, conv_base.output_shape]
     call = joblib.hash([versions, shapes, weights, images, augmentation_hash(datagen, images)])
@@ -395,6 +396,8 @@ def compute_view(
     for first in range(0, len(images), 512):  # predict holds what it returns twice
         drawn = tf.data.Dataset.from_generator(batches, args=(first,), output_signature=signature)
         drawn = drawn.prefetch(2).rebatch(16).with_options(options)  # VGG16's activations are large
+        count = -(-min(512, len(images) - first) // 16)  # or Keras warns that the input ran out
+        drawn = drawn.apply(tf.data.experimental.assert_cardinality(count))
         features[first : first + 512] = base.predict(drawn, verbose=0)
     return features
 
@@ -405,9 +408,9 @@ def load_view(folder: Path, call: str, seed: int) -> np.ndarray | None:
     A file is named CALL_SEED_CHECKSUM.npy, with the CRC-32 of what it holds.
     """
     for path in folder.glob(f"{call}_{seed}_*.npy"):
-        with contextlib.suppress(OSError, ValueError, EOFError):
+        with contextlib.suppress(Exception):  # NumPy raises different ones for each kind of damage
             features = np.load(path, mmap_mode="r")
-            if path.stem.endswith(f"_{zlib.crc32(features):08x}"):
+            if features.dtype == np.float16 and path.stem.endswith(f"_{zlib.crc32(features):08x}"):
                 return features
             del features  # Windows deletes no file that is mapped
         with contextlib.suppress(OSError):
@@ -478,8 +481,7 @@ def compile_worker(head: keras.Sequential) -> tuple:
             sums = step(x[first : first + batch_size], y[first : first + batch_size])
             loss += sums[0]
             hits += sums[1]
-        n = tf.cast(tf.shape(x)[0], tf.float32)
-        return loss / n, hits / n
+        return loss, hits
 
     @tf.function(reduce_retracing=True)
     def score_view(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -515,14 +517,14 @@ def fit_head(
     history = []
     for epoch in range(first_epoch, first_epoch + epochs):
         view, rows = views[epoch % len(views)], order.permutation(train)
-        loss, accuracy = train_epoch(view[rows], labels[rows], batch_size)
-        values = {"loss": float(loss), "acc": float(accuracy)}
+        loss, hits = train_epoch(view[rows], labels[rows], batch_size)
+        values = {"loss": float(loss) / len(rows), "acc": float(hits) / len(rows)}
         if validation is not None:
             loss, accuracy = score_view(view[validation], labels[validation])
             values |= {"val_loss": float(loss), "val_acc": float(accuracy)}
         history.append(values)
     head.set_weights(worker.get_weights())
-    return pd.DataFrame(history)
+    return pd.DataFrame(history, index=range(first_epoch + 1, first_epoch + epochs + 1))
 
 
 def predict_probabilities(head: keras.Model, features: np.ndarray) -> np.ndarray:
@@ -592,8 +594,8 @@ def auc_interval(auc: float, positives: int, negatives: int) -> list[float]:
         spread = 1 + extra * (1 - area) / (2 - area) + extra * area / (1 + area)
         return (auc - area) ** 2 - z**2 * area * (1 - area) * spread / (positives * negatives)
 
-    low = brentq(excess, 1e-12, auc) if auc > 1e-9 else 0.0
-    high = brentq(excess, auc, 1 - 1e-12) if auc < 1 - 1e-9 else 1.0
+    low = brentq(excess, 0, min(auc, 1 - 1e-12)) if auc > 0 else 0.0
+    high = brentq(excess, max(auc, 1e-12), 1) if auc < 1 else 1.0
     return [float(low), float(high)]
 
 
@@ -758,14 +760,22 @@ WIDTH = 9.5  # inches, the width of a page
 
 
 def label_lines(axis: plt.Axes) -> None:
-    """Write each line's label at its end, in its color, instead of a legend; labels do not overlap."""
+    """Write each line's label at its end, in its color, instead of a legend; labels do not overlap.
+
+    The ticks of the x axis become whole numbers, as epochs are.
+    """
     lines = sorted(axis.get_lines(), key=lambda line: line.get_ydata()[-1])
     low, high = axis.get_ylim()
-    place = -np.inf
-    for line in lines:
-        place = max(line.get_ydata()[-1], place + 0.07 * (high - low))
+    gap = 0.08 * (high - low)
+    ends = [line.get_ydata()[-1] for line in lines]
+    top = min(ends[-1], high - gap)  # from the top down, so that no label leaves the figure
+    places = [top]
+    for end in ends[-2::-1]:
+        places.append(min(end, places[-1] - gap))
+    for line, place in zip(lines, reversed(places)):
         text = f" {line.get_label()}"
         axis.text(line.get_xdata()[-1], place, text, color=line.get_color(), va="center")
+    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def plot_images(
@@ -794,15 +804,15 @@ def plot_examples(folder: Path, table: pd.DataFrame, each: int = 4) -> plt.Figur
 
 def plot_chain(steps: Sequence[tuple[str, str]], frozen: Sequence[str]) -> plt.Figure:
     """Draw a network as a chain of boxes, each a name and a shape; those named in `frozen` are gray."""
-    figure, axis = plt.subplots(figsize=(WIDTH, 1.1))
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.8))
     for place, (name, shape) in enumerate(steps):
         color = "#DDDDDD" if name in frozen else "#CFE3F1"
-        box = {"boxstyle": "round,pad=0.5", "fc": color, "ec": GRAY}
-        axis.text(place, 0, f"{name}\n{shape}", ha="center", va="center", bbox=box)
+        axis.add_patch(plt.Rectangle((place, 0), 0.78, 1, facecolor=color, edgecolor=GRAY))
+        axis.text(place + 0.39, 0.5, f"{name}\n{shape}", ha="center", va="center")
         if place:
-            arrow = {"arrowstyle": "->", "color": GRAY}
-            axis.annotate("", (place - 0.36, 0), (place - 0.64, 0), arrowprops=arrow)
-    axis.set(xlim=(-0.5, len(steps) - 0.5), ylim=(-1, 1))
+            arrow = {"arrowstyle": "->", "color": GRAY, "shrinkA": 0, "shrinkB": 0}
+            axis.annotate("", (place, 0.5), (place - 0.22, 0.5), arrowprops=arrow)
+    axis.set(xlim=(-0.05, len(steps) - 0.15), ylim=(-0.1, 1.1))
     axis.axis("off")
     return figure
 
@@ -902,14 +912,9 @@ def plot_scores(scores: Mapping[str, Mapping], title: str) -> plt.Figure:
         if "auc" in scored:
             text += f"\narea under the ROC curve {scored['auc']:.2f}"
         axis.annotate(text, (1.03, place), va="center", annotation_clip=False)
-    top = max(scored["majority"] for scored in scores.values()), len(scores) - 0.55
-    axis.annotate(
-        "dotted: always the larger class",
-        (top[0] - 0.01, top[1]),
-        ha="right",
-        va="bottom",
-        fontsize=8,
-    )
+    majority, top = list(scores.values())[0]["majority"], len(scores) - 0.6
+    side = "right" if majority > 0.45 else "left"
+    axis.annotate("dotted: always the larger class", (majority, top), ha=side, va="bottom", fontsize=8)
     axis.set(xlim=(0, 1.02), ylim=(-0.6, len(scores) - 0.2), title=title)
     axis.set(xlabel="Accuracy, with its 95% confidence interval")
     axis.set_yticks(range(len(scores)), list(scores)[::-1])

@@ -1,6 +1,7 @@
 """Views are computed once: what is kept, what is computed again, what crashes do to it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,20 +42,35 @@ def brighter(image):
     return image + 10
 
 
+def as_it_is(image):
+    """Change nothing."""
+    return image
+
+
+def brighter_but_the_first(image):
+    """Add a little brightness to all images but the first."""
+    return image if np.array_equal(image, IMAGES[0]) else image + 10
+
+
 def extract(output, views, base=None, datagen=None, images=IMAGES, seed=42, precision="float32"):
     """Extract features as a new run does; returns them, and how many views came from the cache."""
     run = xray.Run("test", seed, precision, Path(output))
-    features = run.extract_features(base or toy_base(), datagen or augmented(), images, views)
+    features = xray.extract_features(base or toy_base(), datagen or augmented(), images, views, run)
     return features, run.results["views_from_cache"]
 
 
 def entries(output):
     """Return the files that hold a view, the oldest first."""
-    return sorted(Path(output).rglob("output.pkl"), key=lambda path: path.stat().st_mtime_ns)
+    return sorted((Path(output) / "views").glob("*.npy"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def checksums(views):
+    """Return the CRC-32 of each view."""
+    return [zlib.crc32(np.ascontiguousarray(view)) for view in views]
 
 
 def run_apart(code, *arguments):
-    """Start Python code that may import this file and xray; returns the running process."""
+    """Start Python code with this file and xray imported; returns the running process."""
     places = os.pathsep.join(str(ROOT / name) for name in ("tests", "notebooks", "data"))
     command = [sys.executable, "-c", "import sys, test_cache, xray\n" + code, *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -72,7 +88,7 @@ def test_a_second_run_computes_nothing(tmp_path, monkeypatch):
     first, before = extract(tmp_path, 8)
     assert before == 0 and len(entries(tmp_path)) == 8
     with monkeypatch.context() as patch:
-        patch.setattr(xray, "reduced", lambda *_: None)  # what is None cannot compute
+        patch.setattr(xray, "to_mixed_precision", lambda *_: None)  # what is None cannot compute
         second, cached = extract(tmp_path, 8)
     assert cached == 8
     np.testing.assert_array_equal(first, second)
@@ -88,11 +104,9 @@ def test_another_learning_rate_computes_nothing(tmp_path):
     """A head trained between two runs, at another rate, leaves the key of the views as it is."""
     views, _ = extract(tmp_path, 2)
     stack = keras.Input((16, 16, 8)), keras.layers.Flatten(), keras.layers.Dense(2, "softmax")
-    head, loss = keras.Sequential(list(stack)), "sparse_categorical_crossentropy"
+    head = keras.Sequential(list(stack))
     for rate in (1e-3, 1e-4):
-        head.compile(keras.optimizers.Adam(rate), loss, metrics=["acc"])
-        schedule = xray.ViewSchedule(views, np.arange(5) % 2, np.arange(5))
-        head.fit(schedule.batches, epochs=2, callbacks=[schedule], verbose=0)
+        xray.fit_head(head, views, np.arange(5) % 2, np.arange(5), learning_rate=rate, epochs=2)
         views, cached = extract(tmp_path, 2)
         assert cached == 2 and len(entries(tmp_path)) == 2
 
@@ -129,13 +143,47 @@ def test_what_matters_computes_again(tmp_path, change):
     np.testing.assert_array_equal(first, again)
 
 
+def test_functions_that_agree_on_the_first_image_are_apart(tmp_path):
+    """A preprocessing function is known by what it makes of every image, not by its name or of one image."""
+    functions = as_it_is, brighter_but_the_first
+    np.testing.assert_array_equal(*(function(IMAGES[0].astype(np.float32)) for function in functions))
+    plain = [augmented(rotation_range=0, preprocessing_function=function) for function in functions]
+    first, _ = extract(tmp_path, 1, datagen=plain[0])
+    second, cached = extract(tmp_path, 1, datagen=plain[1])
+    assert cached == 0 and len(entries(tmp_path)) == 2
+    np.testing.assert_array_equal(first[0][0], second[0][0])
+    assert all(not np.array_equal(a, b) for a, b in zip(first[0][1:], second[0][1:]))
+    _, cached = extract(tmp_path, 1, datagen=plain[0])
+    assert cached == 1
+
+
 def test_bases_of_the_same_weights_are_apart(tmp_path):
-    """Average and maximum pooling have the same weights and shape: each has its own features, in a run and on disk."""
+    """Average and maximum pooling, or two activations, have the same weights and shape, and their own features."""
     run, plain = xray.Run("test", 42, "float32", tmp_path), ImageDataGenerator(rescale=1 / 255)
     for pooling in (keras.layers.GlobalAveragePooling2D(), keras.layers.GlobalMaxPooling2D()):
-        base = keras.Sequential([keras.Input((32, 32, 3)), *toy_base().layers, pooling])
-        (features,) = run.extract_features(base, plain, IMAGES)
-        np.testing.assert_allclose(features, base.predict(IMAGES / 255, verbose=0), rtol=2e-3, atol=1e-3)
+        for activation in ("relu", "tanh"):
+            activate = keras.layers.Activation(activation)
+            base = keras.Sequential([keras.Input((32, 32, 3)), *toy_base().layers, activate, pooling])
+            (features,) = xray.extract_features(base, plain, IMAGES, 1, run)
+            np.testing.assert_allclose(features, base.predict(IMAGES / 255, verbose=0), rtol=2e-3, atol=1e-3)
+    assert len(entries(tmp_path)) == 4 and not run.results["views_from_cache"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_base_whose_weights_changed_is_computed_anew(tmp_path, precision):
+    """The same object with other weights, as after unfreezing, has other features; with the first ones, the first."""
+    base, plain = toy_base(0), ImageDataGenerator(rescale=1 / 255)
+    before, others = base.get_weights(), toy_base(1).get_weights()
+    first, _ = extract(tmp_path, 1, base, plain, precision=precision)
+    base.set_weights(others)
+    second, cached = extract(tmp_path, 1, base, plain, precision=precision)
+    assert cached == 0 and np.abs(first[0] - second[0]).max() > 0.1
+    np.testing.assert_allclose(second[0], base.predict(IMAGES / 255, verbose=0), rtol=0.02, atol=0.02)
+    base.set_weights(before)
+    for output, expected in ((tmp_path, 1), (tmp_path / "new", 0)):
+        again, cached = extract(output, 1, base, plain, precision=precision)
+        assert cached == expected
+        np.testing.assert_array_equal(first, again)
 
 
 def flip(place):
@@ -173,28 +221,92 @@ def test_damage_is_computed_again(tmp_path, damage):
     np.testing.assert_array_equal(first, third)
 
 
+@pytest.mark.parametrize("shape", [(5, 16, 16, 8), (306, 4, 4, 512), (10, 2)])
+def test_no_bit_of_a_header_can_pass_for_another(tmp_path, shape):
+    """Whichever bit of an entry's header is flipped: the same features are read, or none, and never an error.
+
+    NumPy's header is not part of the checksum, and one bit in it swaps the bytes of every number.
+    """
+    features = np.random.default_rng(0).random(shape).astype(np.float16)
+    kept, problem = xray.save_view(tmp_path, "call", 42, features)
+    assert problem is None and isinstance(kept, np.memmap)
+    del kept
+    (path,) = tmp_path.iterdir()
+    whole, read = path.read_bytes(), 0
+    for bit in range(8 * (len(whole) - features.nbytes)):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        found = xray.load_view(tmp_path, "call", 42)
+        if found is None:
+            assert not path.exists()  # so that a later run does not look at it again
+            continue
+        assert found.dtype == features.dtype and found.dtype.isnative
+        np.testing.assert_array_equal(found, features, strict=True)
+        read += 1
+        del found
+    assert read <= 8  # "<", "=", and "|" all mean this machine's order of bytes
+    path.write_bytes(whole)
+    assert xray.load_view(tmp_path, "call", 42) is not None
+    assert xray.load_view(tmp_path, "call", 43) is xray.load_view(tmp_path, "other", 42) is None
+
+
 def test_a_full_disk_is_a_message(tmp_path):
     """No file may grow beyond 0 bytes, then 10,000: a message, and the same features."""
     pytest.importorskip("resource")
     code = """
 import resource
-import numpy as np
-runs = [xray.Run("test", 42, "float32", xray.Path(sys.argv[1]) / name) for name in "ab"]
-for run, room in zip(runs, (0, 10_000)):  # none first: joblib writes its own file once a process
+for room in (0, 10_000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+    run = xray.Run("test", 42, "float32", xray.Path(sys.argv[1]) / str(room))
     run.lap = lambda part: None  # writes the results, which is another matter
-    base, datagen = test_cache.toy_base(), test_cache.augmented()
-    views = run.extract_features(base, datagen, test_cache.IMAGES, 3)
-    print("RESULT", *(xray.zlib.crc32(np.ascontiguousarray(view)) for view in views), flush=True)
+    views = xray.extract_features(test_cache.toy_base(), test_cache.augmented(), test_cache.IMAGES, 3, run)
+    print("RESULT", *test_cache.checksums(views), flush=True)
 """
     running = run_apart(code, tmp_path / "full")
     printed, errors = running.communicate()
     expected, _ = extract(tmp_path / "room", 3)
-    sums = [str(zlib.crc32(np.ascontiguousarray(view))) for view in expected]
+    sums = [str(value) for value in checksums(expected)]
     lines = [line.split()[1:] for line in printed.splitlines() if line.startswith("RESULT")]
     assert running.returncode == 0 and "Traceback" not in errors, errors[-2000:]
     assert lines == [sums, sums]
-    assert [part.count("not saved to disk: ") for part in printed.split("RESULT")] == [1, 1, 0], printed
+    messages = [part.count("Views are not saved to disk (") for part in printed.split("RESULT")]
+    assert messages == [1, 1, 0] and "(File too large)" in printed, printed
+    assert not [path for path in (tmp_path / "full").rglob("*") if path.is_file()]  # nor is a part of a file left
+
+
+def test_an_unwritable_folder_is_a_message(tmp_path, capsys):
+    """A file where the views' folder belongs: one message for three views, and the same features, in memory."""
+    expected, _ = extract(tmp_path / "room", 3)
+    (tmp_path / "views").write_text("in the way")
+    capsys.readouterr()
+    for _ in range(2):
+        views, cached = extract(tmp_path, 3)
+        assert cached == 0 and not any(isinstance(view, np.memmap) for view in views)
+        np.testing.assert_array_equal(views, expected)
+        printed = capsys.readouterr().out
+        assert printed.count("Views are not saved to disk (") == printed.count("saved to disk (") == 1
+    assert (tmp_path / "views").read_text() == "in the way"
+
+
+def test_what_is_refused_is_saved_by_the_next_run(tmp_path, monkeypatch, capsys):
+    """Of three views one is there; the system refuses the others, which stay in memory until a run can save them."""
+
+    def refuse(target, write):
+        raise PermissionError(13, "Permission denied")
+
+    expected, _ = extract(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(xray, "atomic_write", refuse)
+        patch.setattr(xray.Run, "save", lambda run: None)
+        views, cached = extract(tmp_path, 3)
+    assert cached == 1 and [isinstance(view, np.memmap) for view in views] == [True, False, False]
+    assert capsys.readouterr().out.count("Views are not saved to disk (Permission denied)") == 1
+    np.testing.assert_array_equal(views[0], expected[0])
+    again, cached = extract(tmp_path, 3)
+    assert cached == 1 and len(entries(tmp_path)) == 3
+    np.testing.assert_array_equal(views, again)
+    assert not capsys.readouterr().out
 
 
 def test_an_error_of_the_base_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
@@ -206,7 +318,7 @@ def test_an_error_of_the_base_is_not_taken_for_a_full_disk(tmp_path, monkeypatch
         def predict(self, *_, **__):
             raise ArithmeticError("the base fails")
 
-    monkeypatch.setattr(xray, "reduced", lambda *_: Broken())
+    monkeypatch.setattr(xray, "to_mixed_precision", lambda *_: Broken())
     with pytest.raises(ArithmeticError, match="the base fails"):
         extract(tmp_path, 1)
 
@@ -236,26 +348,48 @@ test_cache.extract(sys.argv[1], 30, datagen=datagen)
 def test_two_runs_at_once(tmp_path):
     """Two processes on one cache: no error, and equal features."""
     code = """
-import numpy as np
 for attempt in range(3):
     views, _ = test_cache.extract(sys.argv[1], 4, seed=attempt)
-    print("RESULT", *(xray.zlib.crc32(np.ascontiguousarray(view)) for view in views))
+    print("RESULT", *test_cache.checksums(views))
 """
     running = [run_apart(code, tmp_path) for _ in range(2)]
     printed = [process.communicate() for process in running]
     assert [process.returncode for process in running] == [0, 0], printed
     sums = [[line for line in out.splitlines() if line.startswith("RESULT")] for out, _ in printed]
     assert sums[0] == sums[1] and len(set(sums[0])) == 3
-    assert all("not kept" not in out and "Traceback" not in errors for out, errors in printed)
+    assert all("not saved" not in out and "Traceback" not in errors for out, errors in printed)
+    assert len(entries(tmp_path)) == 12 == len(list((tmp_path / "views").iterdir()))
 
 
 def test_features_are_read_from_disk(tmp_path):
-    """First or second time, each view is a memory map, and at most one is held besides."""
+    """First or second time, each view is a memory map that nobody can write to."""
     for _ in range(2):
         views, _ = extract(tmp_path, 6)
         assert all(isinstance(view, np.memmap) and view.dtype == np.float16 for view in views)
         assert not any(view.flags.writeable for view in views)
-    assert len(xray.fresh) <= 1
+
+
+def test_entries_are_plain_files(tmp_path):
+    """A view is one .npy file, named CALL_SEED_CHECKSUM, that NumPy alone reads; nothing else is written."""
+    views, _ = extract(tmp_path, 3)
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    names = [re.fullmatch(r"views/([0-9a-f]{32})_(\d+)_([0-9a-f]{8})\.npy", file) for file in files[1:]]
+    assert files[0] == "test.json" and len(names) == 3 and len({name[1] for name in names}) == 1
+    assert sorted(int(name[2]) for name in names) == [42, 1042, 2042]
+    for name, view in zip(sorted(names, key=lambda name: int(name[2])), views):
+        plain = np.load(tmp_path / name[0], allow_pickle=False)
+        np.testing.assert_array_equal(plain, view, strict=True)
+        assert int(name[3], 16) == zlib.crc32(plain)
+
+
+def test_a_view_is_shared_by_its_seed(tmp_path):
+    """View 1 of seed 42 is view 0 of seed 1042: the same file, and the same features."""
+    first, _ = extract(tmp_path, 2, seed=42)
+    second, cached = extract(tmp_path, 1, seed=1042)
+    assert cached == 1 and len(entries(tmp_path)) == 2
+    np.testing.assert_array_equal(first[1], second[0])
+    afresh, _ = extract(tmp_path / "afresh", 1, seed=1042)
+    np.testing.assert_array_equal(afresh, second)
 
 
 def test_no_image_makes_no_view(tmp_path):
