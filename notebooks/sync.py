@@ -22,7 +22,7 @@ NOTEBOOKS = Path(__file__).resolve().parent
 ROOT = NOTEBOOKS.parent
 PACKED = [NOTEBOOKS / "xray.py", NOTEBOOKS / "xray_data.py", ROOT / "data" / "manifest.csv"]
 READMES = [ROOT / "README.md", NOTEBOOKS / "README.md", ROOT / "data" / "README.md", ROOT / "tests" / "README.md"]
-TOOLBOX = '''\
+TOOLBOX = """\
 # @title The toolbox, packed: run this cell, you need not read it
 from base64 import b85decode
 from io import BytesIO
@@ -31,7 +31,7 @@ from zipfile import ZipFile
 
 if not (Path("xray.py").exists() or Path("notebooks/xray.py").exists()):
     ZipFile(BytesIO(b85decode("{}"))).extractall()  # fmt: skip
-'''
+"""
 
 
 def pack() -> str:

@@ -16,7 +16,7 @@ LABELS = {"covid": "COVID-19", "normal": "normal", "pneumonia_bac": "bacterial",
 TASKS = {
     "children": "children of another hospital",
     "children_blackout": "the same, 90% of height and width black",
-    "nih": "adults of the NIH, no finding",
+    "nih": "X-rays of the NIH, no finding",
     "nih_blackout": "the same, 90% of height and width black",
     "same_collection": "other diseases, the same collection",
 }
@@ -83,13 +83,13 @@ def trust() -> str:
     black = f"{blackout['correct']} of {blackout['n']} (two classes), "
     black += "{correct} of {n} (four)".format(**four["blackout"]["four"])
     called = f"The binary model predicts COVID-19 for {nih['predicted_covid']} of {nih['n']}; "
-    called += f"{len(heads['values'])} others for {min(heads['values'])} to {max(heads['values'])}."
+    called += f"{len(heads['values'])} other heads for {min(heads['values'])} to {max(heads['values'])}."
     can = f"{counted(task)}, {percent(task['ci95'])}; always the larger group: {task['majority']:.0%}. "
     can += f"Area under the ROC curve {decimal(task['auc'], task['auc_ci95'])}."
     rows = [
         ["Do test images show patients of the training set?", f"{leaked} of the 9 COVID-19 ones do."],
         ["Are the lungs needed?", f"With 90% of height and width black: {black}."],
-        ["What about adults without a finding?", called],
+        ["What does it predict for X-rays with no finding, from the NIH?", called],
         ["Can it tell COVID-19 from other diseases in the same collection?", can],
     ]
     return as_table(["question", "answer"], rows)
@@ -194,7 +194,7 @@ def control_groups() -> str:
         if row["split"] in ("control", "no_finding"):
             groups.setdefault((row["source"], row["class"]), []).append(row)
     for (source, group), listed in sorted(groups.items()):
-        years = sorted({row["year"] for row in listed})
+        years = sorted({row["dated"][:4] for row in listed})
         span = years[0] if len(years) == 1 else f"{years[0]} to {years[-1]}"
         rows.append([source, group, images_and_patients(listed), span])
     return as_table(["source", "group", "images (patients)", "dated"], rows)

@@ -572,18 +572,28 @@ def exact_interval(correct: float, n: float) -> list[float]:
     return [float(low), float(high)]
 
 
+def effective_number(patients: Sequence[str]) -> float:
+    """Return how many independent X-rays a set is worth if those of one patient always agree.
+
+    Kish's effective sample size, (sum of m)^2 / sum of m^2 for patients with m X-rays: the number of
+    patients where all have equally many, and less otherwise.
+    """
+    sizes = pd.Series(np.asarray(patients)).value_counts().to_numpy(float)
+    return float(sizes.sum() ** 2 / (sizes**2).sum()) if len(sizes) else 0.0
+
+
 def share_interval(hits: np.ndarray, patients: Sequence[str]) -> list[float]:
     """95% confidence interval of the share of True in `hits`, bool (n,), [low, high].
 
-    Two X-rays of one patient are not independent. So the interval is exact for as many trials as there
-    are patients, not X-rays. That is right where a patient's X-rays agree, and too wide otherwise.
+    Two X-rays of one patient are not independent. So the interval is exact for their effective number
+    (effective_number): as wide as it must be if a patient's X-rays always agree, and too wide otherwise.
     """
-    n = len(set(patients))
+    n = effective_number(patients)
     return exact_interval(float(np.mean(hits)) * n, n) if n else [0.0, 1.0]
 
 
-def auc_interval(auc: float, positives: int, negatives: int) -> list[float]:
-    """95% confidence interval of an area under the ROC curve, [low, high], from the numbers of patients.
+def auc_interval(auc: float, positives: float, negatives: float) -> list[float]:
+    """95% confidence interval of an area under the ROC curve, [low, high], from the numbers of both groups.
 
     Newcombe's method 5 (Statistics in Medicine 25, 2006, 559-573): the areas from which `auc` is 1.96
     standard errors away, with the error of Hanley and McNeil (1982). It has a width at 0 and 1.
@@ -631,9 +641,9 @@ def score(
         scored["mean"] = float(np.mean(scored["folds"]))
     if len(classes) == 2 and len(set(labels)) == 2:
         first = labels == 0
-        counts = len(set(patients[first])), len(set(patients[~first]))
+        numbers = effective_number(patients[first]), effective_number(patients[~first])
         scored["auc"] = float(roc_auc_score(first, probabilities[:, 0]))
-        scored["auc_ci95"] = auc_interval(scored["auc"], *counts)
+        scored["auc_ci95"] = auc_interval(scored["auc"], *numbers)
     return scored
 
 
@@ -796,7 +806,7 @@ def plot_images(
 
 def plot_examples(folder: Path, table: pd.DataFrame, each: int = 4) -> plt.Figure:
     """Show the first `each` training images of every class (six classes at most), a row a class."""
-    chosen = table[table["split"] != "test"].groupby("class", sort=False).head(each)
+    chosen = table[table["split"] == "train"].groupby("class", sort=False).head(each)
     chosen = chosen[chosen["class"].isin(chosen["class"].unique()[:6])]
     titles = [label_of(name) for name in chosen["class"]]
     return plot_images([thumbnail(folder / file) for file in chosen["file"]], titles, each, height=0.8)
@@ -930,6 +940,6 @@ def difference_table(differences: Mapping[str, Mapping]) -> pd.DataFrame:
     rows = {}
     for name, row in differences.items():
         low, high = (100 * end for end in row["ci95"])
-        rows[name] = [f"{100 * row['difference']:+.0f}", f"{low:+.0f} to {high:+.0f}"]
+        rows[name] = [f"{100 * row['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}"]
     columns = ["difference in points", "95% confidence interval, by patient"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)

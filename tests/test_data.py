@@ -104,7 +104,9 @@ def test_the_counts_of_the_list():
 def test_who_is_a_control(kind):
     """Dated or published before COVID-19, no test for it that is positive or unclear, and nobody who has it."""
     controls, excluded = xray_data.CONTROLS[kind], table_of("excluded.csv")
-    assert controls["year"].str.fullmatch(r"(19|20)\d\d").all() and controls["year"].astype(int).max() <= 2019
+    assert all(re.fullmatch(r"20\d\d(-\d\d(-\d\d)?)?", date) for date in controls["dated"])
+    before = (controls["dated"] < "2019") | controls["dated"].between("2019-01-01", "2019-11-30")
+    assert before.all()  # COVID-19 was first seen in December 2019; "2019" alone would not do
     assert not controls["pcr"].isin(["Y", "Unclear"]).any() and not controls["finding"].str.contains("COVID").any()
     article = xray_data.ARTICLE
     assert not set(controls["patient"]) & set(article.loc[article["class"] == "covid", "patient"])

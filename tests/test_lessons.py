@@ -201,7 +201,7 @@ def check_multi_cross_validation_holds_patients_out(monkeypatch):
     classes = [FOUR[label] for label in labels]
     world["table"] = pd.DataFrame({"class": classes, "label": labels, "split": "train", "patient": patients})
     cells = ("head", "train-head", "patient-folds", "folds", "cross-validation", "logistic", "cross-validated")
-    variables = run_cells(MULTI, *cells, **world)
+    variables = run_cells(MULTI, *cells, **world, NUM_EPOCHS=8)
     for name in ("four", "four_gentle", "four_none", "four_logistic"):
         scored = variables["run"].records[f"trust.grouped_cv.{name}"]
         assert scored["n"] == len(labels) and scored["patients"] == len(set(patients))
@@ -214,7 +214,7 @@ def check_multi_cross_validation_scores_plain_images(monkeypatch):
     calls = spy(monkeypatch, "fit_head")
     world = multi_world()
     cells = ("head", "train-head", "patient-folds", "folds", "cross-validation", "logistic", "cross-validated")
-    records = run_cells(MULTI, *cells, **world)["run"].records
+    records = run_cells(MULTI, *cells, **world, NUM_EPOCHS=8)["run"].records
     for key, expected in (("four", 0), ("four_gentle", 0), ("four_none", 1), ("four_logistic", 1)):
         assert records[f"trust.grouped_cv.{key}"]["accuracy"] == expected, key
     for key in ("four", "four_gentle", "four_none"):

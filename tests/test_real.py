@@ -103,32 +103,32 @@ def test_multi(unpacked, tmp_path):
     results = make("multi", unpacked, tmp_path, VIEWS_PER_IMAGE="4", NUM_EPOCHS="30", FINE_TUNE_EPOCHS="5")
     trust, cases = results["trust"], results["cases"]
     for case, n, ranges in (
-        ("three", 27, {"": (16, 27), "_gentle": (21, 27), "_none": (19, 27), "_fine_tuned": (16, 27)}),
-        ("four", 36, {"": (15, 31), "_gentle": (22, 35), "_none": (23, 35), "_fine_tuned": (15, 32)}),
+        ("three", 27, {"": (16, 27), "_gentle": (21, 27), "_none": (18, 27), "_fine_tuned": (16, 27)}),
+        ("four", 36, {"": (15, 31), "_gentle": (21, 34), "_none": (18, 30), "_fine_tuned": (14, 32)}),
     ):
         for kind, (low, high) in ranges.items():
             scored = cases[f"{case}{kind}"]["test"]
             assert scored["n"] == n, f"{case}{kind}"
             within(scored["correct"], low, high, f"{case}{kind}")
-            assert scored["confusion"][0][0] >= 8  # COVID-19 is found
+            assert scored["confusion"][0][0] >= 6  # of nine: COVID-19 is found
     assert len(cases) == 8
-    within(np.mean(cases["four"]["history"]["acc"][-5:]), 0.55, 0.9, "training accuracy, article")
+    within(np.mean(cases["four"]["history"]["acc"][-5:]), 0.8, 0.96, "training accuracy, article")
     within(np.mean(cases["four_none"]["history"]["acc"][-5:]), 0.97, 1, "training accuracy, none")
     assert trust["test_images_of_training_patients"] == LEAKED
     cross_validated = trust["grouped_cv"]
     for name, low, high in (
-        ("four", 0.48, 0.70),
-        ("four_gentle", 0.70, 0.84),
-        ("four_none", 0.76, 0.87),
+        ("four", 0.53, 0.70),
+        ("four_gentle", 0.68, 0.81),
+        ("four_none", 0.77, 0.87),
         ("four_logistic", 0.76, 0.83),
     ):
         within(cross_validated[name]["accuracy"], low, high, name)
         assert cross_validated[name]["n"] == 306 and cross_validated[name]["patients"] == 259
         counts = np.array(cross_validated[name]["confusion"])
-        assert counts.sum(axis=1).tolist() == [69, 79, 79, 79] and counts[0, 0] >= 55
+        assert counts.sum(axis=1).tolist() == [69, 79, 79, 79] and counts[0, 0] >= 45  # of 69
     assert trust["differences"]["four_gentle - four"]["ci95"][0] > 0  # the article's augmentation is worse
-    within(trust["differences"]["four_gentle - four"]["difference"], 0.05, 0.32, "gentle minus article")
-    within(trust["differences"]["four_none - four_gentle"]["difference"], -0.04, 0.13, "none minus gentle")
+    within(trust["differences"]["four_gentle - four"]["difference"], 0.04, 0.23, "gentle minus article")
+    within(trust["differences"]["four_none - four_gentle"]["difference"], 0.01, 0.15, "none minus gentle")
     draws = {case: draw["files"] for case, draw in trust["article_draw"].items()}
     assert draws == {
         "three": [
@@ -146,15 +146,15 @@ def test_multi(unpacked, tmp_path):
     frame = trust["blackout"]["four"]
     counts = np.array(frame["confusion"])
     assert frame["n"] == 36 and frame["hidden"] == 0.9 and counts[0, 0] >= 7  # it finds COVID-19
-    within(int(np.trace(counts[1:, 1:])), 4, 18, "children right with the center black; chance is 9 of 27")
-    for kind, low in (("", 45), ("_gentle", 55), ("_none", 75)):
+    within(int(np.trace(counts[1:, 1:])), 6, 17, "children right with the center black; chance is 9 of 27")
+    for kind, low in (("", 30), ("_gentle", 65), ("_none", 90)):
         nih, others = trust[f"no_finding{kind}"], trust[f"controls{kind}"]
         assert (nih["n"], nih["patients"], others["n"], others["patients"]) == (100, 100, 83, 47)
         within(nih["predicted_covid"], low, 100, f"NIH{kind}")
-        within(nih["with_right_answer"]["correct"], 0, 35, f"NIH{kind}, right")
-        within(others["predicted_covid"], 50, 82, f"collection{kind}")
+        within(nih["with_right_answer"]["correct"], 0, 20, f"NIH{kind}, right; chance would be 25")
+        within(others["predicted_covid"], low / 2 + 15, 82, f"collection{kind}")
         assert others["with_right_answer"]["n"] == 53
-        within(others["with_right_answer"]["correct"], 0, 10, f"collection{kind}, right; chance would be 13")
+        within(others["with_right_answer"]["correct"], 0, 12, f"collection{kind}, right; chance would be 13")
 
 
 def test_manifest_lists_the_zip():
