@@ -109,7 +109,7 @@ def test_in_the_repository(notebook, plain_run):
         assert all(cv["n"] == 28 and len(cv["folds"]) == 5 for cv in trust["grouped_cv"].values())
         assert all("mean_on_views" in trust["grouped_cv"][key] for key in ("four", "four_gentle", "four_none"))
         assert {case: draw["n"] for case, draw in trust["article_draw"].items()} == {"three": 1, "four": 1}
-        pairs = [("gentle", "four"), ("none", "four_gentle"), ("logistic", "four")]
+        pairs = [("gentle", "four"), ("none", "four"), ("none", "four_gentle"), ("logistic", "four")]
         assert list(trust["differences"]) == [f"four_{one} - {other}" for one, other in pairs]
         assert trust["blackout"]["four"]["n"] == 8
     shown = [page for page in outputs_of(cells, "text/html") if "<img" in page]

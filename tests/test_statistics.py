@@ -68,8 +68,15 @@ def test_exact_interval_between_whole_numbers():
     assert np.diff(xray.exact_interval(9.5, 19)) > np.diff(xray.exact_interval(95, 190))
 
 
+def test_effective_number():
+    """Kish's number: of patients for equally many X-rays each, less otherwise, between 1 and n."""
+    assert xray.effective_number(list("abcd")) == xray.effective_number(list("aabbccdd")) == 4
+    assert xray.effective_number(list("aaaaaa")) == 1 and xray.effective_number([]) == 0
+    assert xray.effective_number(list("aaab")) == pytest.approx(16 / 10)
+
+
 def test_share_interval():
-    """Exact where each X-ray is a patient; as if there were as many trials as patients where they have several."""
+    """Exact where each X-ray is a patient; for the effective number where patients have several."""
     for hits in range(19):
         right = np.arange(18) < hits
         assert xray.share_interval(right, np.arange(18)) == xray.exact_interval(hits, 18)
@@ -80,13 +87,21 @@ def test_share_interval():
     low, high = np.transpose(ends)
     assert (np.diff(low) >= 0).all() and (np.diff(high) >= 0).all()  # more hits never lower it
     assert (np.diff(low)[1:] > 0).all() and (np.diff(high)[:-1] > 0).all()
-    people = len(set(patients))
+    people = xray.effective_number(patients)
+    assert 1 < people < len(set(patients)) < 60
     assert ends[0] == pytest.approx([0, 1 - 0.025 ** (1 / people)])  # a bootstrap would have no width here
     assert ends[60] == pytest.approx([0.025 ** (1 / people), 1])
     assert all(a <= hits / 60 <= b for hits, (a, b) in enumerate(ends))
     assert all(np.diff(end) > np.diff(xray.exact_interval(hits, 60)) for hits, end in enumerate(ends))
     assert xray.share_interval(np.ones(0, bool), []) == [0, 1]
     assert xray.share_interval(np.ones(5, bool), ["p"] * 5) == pytest.approx([0.025, 1])  # one patient says little
+
+
+def test_effective_number():
+    """Kish's number: of patients for equally many X-rays each, less otherwise, between 1 and n."""
+    assert xray.effective_number(list("abcd")) == xray.effective_number(list("aabbccdd")) == 4
+    assert xray.effective_number(list("aaaaaa")) == 1 and xray.effective_number([]) == 0
+    assert xray.effective_number(list("aaab")) == pytest.approx(16 / 10)
 
 
 def test_share_interval_covers_the_truth():
@@ -259,7 +274,7 @@ def test_patients_who_agree_with_themselves_widen_the_difference():
 def test_difference_table():
     """Points with their sign, and the interval."""
     table = xray.difference_table({"a minus b": {"difference": -0.114, "ci95": [-0.181, 0.0449]}})
-    assert list(table.index) == ["a minus b"] and list(table.iloc[0]) == ["-11", "-18 to +4"]
+    assert list(table.index) == ["a minus b"] and list(table.iloc[0]) == ["-11.4", "-18.1 to +4.5"]
 
 
 def test_sensitivity_and_specificity():
@@ -484,10 +499,12 @@ def test_score_controls_by_hand():
     assert {name: row["n"] for name, row in always["by_finding"].items()} == groups
     assert {name: row["patients"] for name, row in always["by_finding"].items()} == people
     assert {name: row["predicted_covid"] for name, row in always["by_finding"].items()} == groups
-    assert always["ci95"] == xray.exact_interval(47, 47)  # of patients: a bootstrap would have no width
+    everyone = xray.effective_number(CONTROLS["patient"])
+    assert always["ci95"] == pytest.approx(xray.exact_interval(everyone, everyone))  # a bootstrap has no width
     known = CONTROLS[CONTROLS["group"].isin(list(answers))]
     patients = known["patient"].nunique()
-    expected = {"n": 53, "patients": patients, "correct": 0, "ci95": xray.exact_interval(0, patients)}
+    interval = xray.exact_interval(0, xray.effective_number(known["patient"]))
+    expected = {"n": 53, "patients": patients, "correct": 0, "ci95": interval}
     assert always["with_right_answer"] == expected
 
     normal = xray.score_controls(CONTROLS, ["normal"] * 83, answers)
