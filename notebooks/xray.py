@@ -339,7 +339,7 @@ def extract_features(
             reason = reason or problem
     bar.close()
     if reason:
-        print(f"Views are not saved to disk ({reason}). They stay in memory. Free some disk space to save them.")
+        print(f"Views are not saved to disk ({reason}). They stay in memory; another run computes them again.")
     run.lap("features")
     return features
 
@@ -470,9 +470,11 @@ def compile_worker(head: keras.Sequential) -> tuple:
     def step(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
             losses, hits = losses_and_hits(worker(tf.cast(x, tf.float32), training=True), y)
-            loss = tf.reduce_mean(losses)
+            penalty = sum(worker.losses)  # of regularizers: 0 if there are none
+            loss = tf.reduce_mean(losses) + penalty
         optimizer.apply(tape.gradient(loss, worker.trainable_variables))
-        return tf.reduce_sum(losses), tf.reduce_sum(hits)
+        count = tf.cast(tf.shape(y)[0], tf.float32)
+        return tf.reduce_sum(losses) + penalty * count, tf.reduce_sum(hits)
 
     @tf.function(reduce_retracing=True)
     def train_epoch(x: tf.Tensor, y: tf.Tensor, batch_size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -486,7 +488,7 @@ def compile_worker(head: keras.Sequential) -> tuple:
     @tf.function(reduce_retracing=True)
     def score_view(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         losses, hits = losses_and_hits(worker(tf.cast(x, tf.float32), training=False), y)
-        return tf.reduce_mean(losses), tf.reduce_mean(hits)
+        return tf.reduce_mean(losses) + sum(worker.losses), tf.reduce_mean(hits)
 
     COMPILED[key] = worker, optimizer, train_epoch, score_view
     return COMPILED[key]
@@ -507,7 +509,8 @@ def fit_head(
     and the views where they stopped. Returns a row an epoch: loss, acc, and val_loss, val_acc.
     """
     worker, optimizer, train_epoch, score_view = compile_worker(head)
-    worker.set_weights(head.get_weights())
+    for variable, value in zip(worker.variables, head.variables):  # weights, and the state of Dropout
+        variable.assign(value)
     for variable in optimizer.variables:
         variable.assign(tf.zeros_like(variable))
     optimizer.learning_rate = learning_rate
@@ -523,7 +526,8 @@ def fit_head(
             loss, accuracy = score_view(view[validation], labels[validation])
             values |= {"val_loss": float(loss), "val_acc": float(accuracy)}
         history.append(values)
-    head.set_weights(worker.get_weights())
+    for variable, value in zip(head.variables, worker.variables):
+        variable.assign(value)
     return pd.DataFrame(history, index=range(first_epoch + 1, first_epoch + epochs + 1))
 
 

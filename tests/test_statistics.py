@@ -97,13 +97,6 @@ def test_share_interval():
     assert xray.share_interval(np.ones(5, bool), ["p"] * 5) == pytest.approx([0.025, 1])  # one patient says little
 
 
-def test_effective_number():
-    """Kish's number: of patients for equally many X-rays each, less otherwise, between 1 and n."""
-    assert xray.effective_number(list("abcd")) == xray.effective_number(list("aabbccdd")) == 4
-    assert xray.effective_number(list("aaaaaa")) == 1 and xray.effective_number([]) == 0
-    assert xray.effective_number(list("aaab")) == pytest.approx(16 / 10)
-
-
 def test_share_interval_covers_the_truth():
     """Forty patients, each with one to five X-rays that agree: the interval covers the share as promised; one
     that takes X-rays for independent does not.
