@@ -129,7 +129,7 @@ def differences() -> str:
         values = [seeds[f"cross-validated, {part}"]["values"] for part in (first, second)]
         points = [100 * (one - other) for one, other in zip(*values)]
         low, high = (100 * end for end in found["ci95"])
-        ours = [f"{100 * found['difference']:+.0f}", f"{low:+.0f} to {high:+.0f}"]
+        ours = [f"{100 * found['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}"]
         rows.append([f"{first} minus {second}", *ours, f"{min(points):+.0f} to {max(points):+.0f}"])
     head = ["paired difference, in points", "seed 42", "95% confidence interval, by patient", "five other seeds"]
     return as_table(head, rows)
@@ -260,17 +260,9 @@ def chance_epochs() -> str:
     """Return cross-validated images right after more epochs."""
     rows = []
     for name, found in load("chance")["epochs"].items():
-        recipe, epochs = name.split(", ")
-        rows.append([recipe, epochs.split()[0], found["right"], f"{found['training_accuracy']:.2f}"])
-    return as_table(["augmentation, seed 42", "epochs", "right, of 306", "training accuracy"], rows)
-
-
-def chance_precision() -> str:
-    """Return accuracies in both precisions."""
-    found, rows = load("chance")["precision"], []
-    for name in found["bfloat16"]:
-        rows.append([name, *(spread(found[precision][name]) for precision in ("bfloat16", "float32"))])
-    return as_table(["five seeds, 20 epochs", "bfloat16", "float32"], rows)
+        recipe, views, epochs = name.split(", ")
+        rows.append([recipe, views.split()[0], epochs.split()[0], found["right"], f"{found['training_accuracy']:.2f}"])
+    return as_table(["augmentation, seed 42", "views", "epochs", "right, of 306", "training accuracy"], rows)
 
 
 TABLES = {
@@ -288,6 +280,5 @@ TABLES = {
     "chance-controls": chance_controls,
     "chance-heads": chance_heads,
     "chance-epochs": chance_epochs,
-    "chance-precision": chance_precision,
     **speed_tables.TABLES,
 }

@@ -180,16 +180,20 @@ def measure_epochs(pool, options):
     """Cross-validated images right, of all, after more epochs than the article's 100, with the lessons' seed."""
     found, multi = {}, pool.multi
     pool.seed(42)
-    for name, counts in (("article", (100, 300, 500)), ("gentle", (100, 300))):
+    plan = [("article", 8, (100, 300, 500)), ("article", 32, (100, 500)), ("gentle", 8, (100, 300))]
+    for name, views, counts in plan:
         for epochs in counts:
             right, fitted = 0, []
             multi["NUM_EPOCHS"] = epochs
             for train, out in multi["patient_folds"](pool.labels, pool.patients):
-                head, history = multi["train_head"]("four", pool.views[name][:8], train)
+                head, history = multi["train_head"]("four", pool.views[name][:views], train)
                 guesses = xray.predict_probabilities(head, pool.plain[out]).argmax(axis=1)
                 right += int((guesses == pool.labels[out]).sum())
                 fitted.append(history["acc"].iloc[-1])
-            found[f"{name}, {epochs} epochs"] = {"right": right, "training_accuracy": float(np.mean(fitted))}
+            found[f"{name}, {views} views, {epochs} epochs"] = {
+                "right": right,
+                "training_accuracy": float(np.mean(fitted)),
+            }
     multi["NUM_EPOCHS"] = 100
     return found
 

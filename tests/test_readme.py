@@ -25,9 +25,9 @@ def exercises():
         "after 20, {} and {}".format(*(found[f"20 epochs, {name}"] for name in names)),
         f"3 pixels gets {found['0.95 black, test']} of 18 right, and a frame of a single pixel "
         f"{found['0.98 black, test']}. With nothing left, it is {found['1 black, test']}",
-        f"It is {['no', 'one'][found['shared patients, training images']]} image, and without it, "
-        f"{found['without shared patients, test']} of 18 are still right",
-        f"{remedy['children']} children, {remedy['no_finding']} of the NIH's X-rays, and {remedy['controls']} of "
+        f"Only {['no', 'one'][found['shared patients, training images']]} training image shows a patient of the test "
+        f"set, and without it, {found['without shared patients, test']} of 18 are still right",
+        f"{remedy['children']} X-rays of children, {remedy['no_finding']} of the NIH's, and {remedy['controls']} of "
         f"the collection's are right, but only {remedy['COVID-19']} COVID-19 X-rays",
         f"{found['random weights, test']} of 18 test images and, cross-validated, {found['random weights, children']} "
         "of 148 are right",
@@ -51,7 +51,9 @@ def experiments():
     behind = [one - other for one, other in zip(values["logistic"], values["article"])]
     ahead = [one - other for one, other in zip(values["none"], values["gentle"])]
     epochs = chance["epochs"]
-    gains = [f"{epochs[f'article, {n} epochs']['right']}" for n in (100, 500)]
+    rights = [epochs[f"article, {views} views, {n} epochs"]["right"] for views in (8, 32) for n in (100, 500)]
+    longer = "500 epochs took *article* from {} to {} of 306 right with 8 views, and from {} to {} with 32."
+    assert max(rights) < epochs["gentle, 8 views, 100 epochs"]["right"]
     assert len(heads) == 60 and len(points) == 5 and min(points) > 0 and min(behind) > 0
     return [
         (BINARY, "controls-by-seed-answer", f"{min(heads)} to {max(heads)} of the NIH's 100 X-rays"),
@@ -61,7 +63,7 @@ def experiments():
             f"*gentle* was ahead of *article* by {min(points):.0f} to {max(points):.0f} points",
         ),
         (MULTI, "differences-answer", f"*none* was ahead of *gentle* in {sum(d > 0 for d in ahead)} of five"),
-        (MULTI, "curves-augmentations-answer", f"from {gains[0]} to {gains[1]} of 306"),
+        (MULTI, "curves-augmentations-answer", longer.format(*rights)),
     ]
 
 
@@ -86,7 +88,7 @@ def test_the_committed_runs():
     for name in ("binary", "multi"):
         run = tables.load(name)
         assert (run["dataset"], run["weights"], run["seed"]) == ("Covid_Data_GradientCrescent", "imagenet", 42)
-    assert set(tables.load("chance")) == {"heads", "exercises", "seeds", "epochs", "precision"}
+    assert {"heads", "exercises", "seeds", "epochs"} <= set(tables.load("chance"))
 
 
 @pytest.mark.parametrize("name", READMES)
