@@ -23,9 +23,10 @@ PARTS = {  # of a run's record, and what they are
 }
 
 
-def as_table(head: Sequence[str], *rows: Sequence[str]) -> str:
+def as_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return a Markdown table as one text."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def from_bench(make: Callable[[dict], str]) -> Callable[[], str]:
@@ -64,7 +65,7 @@ def article(bench: dict) -> str:
         times = f"{seconds:,.0f} s", f"{ours['seconds']:.0f} s"
         rows.append([label, *times, f"{seconds / ours['seconds']:.1f}", f"{limit:.1f}", exact])
     head = "", "the article's code", "here, nothing kept", "ratio", "of VGG16's passes alone", "ratio in float32"
-    return as_table(head, *rows)
+    return as_table(head, rows)
 
 
 @from_bench
@@ -77,7 +78,7 @@ def image(bench: dict) -> str:
         ["with augmentation", *(f"{1000 * times[f'{name} extraction']:.1f} ms" for name in names)],
         ["features differ from float32's by", *(f"{100 * found['relative_error'][name]:.1f}%" for name in names)],
     ]
-    return as_table(["an image", *names], *rows)
+    return as_table(["an image", *names], rows)
 
 
 @from_bench
@@ -94,7 +95,7 @@ def head(bench: dict) -> str:
         ["its share of the speed of memory", f"{found['share_of_memory']:.0%}"],
         ["two heads side by side, over one after the other", f"{found['side_by_side']:.2f}"],
     ]
-    return as_table(["what", "measured"], *rows)
+    return as_table(["what", "measured"], rows)
 
 
 @from_bench
@@ -113,7 +114,7 @@ def notebooks(bench: dict) -> str:
             row += [f"{before:.0f} s", f"{now / before:.2f}"] if before else ["", ""]
         rows.append(row)
     names = ["", "now", "a second time", "second / now"]
-    return as_table([*names, *([revision, f"now / {revision}"] if revision else [])], *rows)
+    return as_table([*names, *([revision, f"now / {revision}"] if revision else [])], rows)
 
 
 @from_bench
@@ -129,7 +130,7 @@ def size(bench: dict) -> str:
         peak = f"{large[count]['kernel_peak_gib']:.2f} GiB" if count in large else ""
         rows.append([f"{int(count):,}", files, whole, peak])
     names = ["phantoms", "files to heads, 2 views, 10 epochs", "all of Multi, 2 views, 2 epochs", "peak memory"]
-    return as_table(names, *rows, ["grows with this power", *powers, ""])
+    return as_table(names, [*rows, ["grows with this power", *powers, ""]])
 
 
 @from_bench
@@ -144,7 +145,7 @@ def first(bench: dict) -> str:
     for part, label in PARTS.items():
         cells = [share(steps[name][part], times["end"]) if part in steps[name] else "" for name in ("Binary", "Multi")]
         rows.append([f"of it: {label}", *cells])
-    return as_table(["seconds from `make run`", "Binary", "Multi"], *rows)
+    return as_table(["seconds from `make run`", "Binary", "Multi"], rows)
 
 
 def share(seconds: float, total: float) -> str:

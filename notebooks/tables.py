@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import speed_tables
+from speed_tables import as_table
 
 FIGURES = Path(__file__).resolve().parent / "figures"
 MANIFEST = FIGURES.parent.parent / "data" / "manifest.csv"
@@ -26,12 +27,6 @@ RECIPES = ("article", "gentle", "none", "logistic")
 def load(name: str) -> dict:
     """Return the content of a result file: binary, multi, chance, bench."""
     return json.loads((FIGURES / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def as_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a Markdown table."""
-    lines = [list(head), ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def counted(score: dict) -> str:
@@ -227,7 +222,8 @@ def chance_seeds() -> str:
         key = f"cross-validated, {name}, on views"
         rows.append([f"the same on augmented views, {name}", spread(found[key])])
     for name, label in TASKS.items():
-        label = label.replace("the same", TASKS[name.removesuffix("_blackout")])
+        if name.endswith("_blackout"):
+            label = label.replace("the same", TASKS[name.removesuffix("_blackout")])
         rows.append([f"COVID-19 against {label}", spread(found[f"{name}, accuracy"])])
         rows.append(["area under the ROC curve", spread(found[f"{name}, area"])])
     return as_table(["five seeds", "mean ± standard deviation (range)"], rows)
