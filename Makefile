@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUFF := $(BIN)/ruff
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Python compiles what it imports, once. To compile every package takes longer.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
 # The notebooks run in their own folder, so paths that are relative to this one become absolute. In the recipes and
 # quoted, because make itself splits at spaces.

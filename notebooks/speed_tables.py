@@ -19,6 +19,7 @@ PARTS = {  # of a run's record, and what they are
     "features": "views and features",
     "training": "train the heads",
     "trust": "how far to trust it",
+    "other": "the rest of the cells",
     "page": "write the page",
 }
 
@@ -141,7 +142,8 @@ def first(bench: dict) -> str:
     rows = []
     for what, key in (("the first picture", "picture"), ("the first accuracy", "accuracy"), ("the page", "page")):
         rows.append([f"until {what}", *(f"{times[f'{name} {key}']:.0f} s" for name in ("Binary", "Multi"))])
-    rows.append(["of it: prepare", share(steps["prepare"], times["end"]), ""])
+    rows.append(["of it: install the packages", share(steps["install"], times["end"]), ""])
+    rows.append(["of it: prepare images and weights", share(steps["prepare"], times["end"]), ""])
     for part, label in PARTS.items():
         cells = [share(steps[name][part], times["end"]) if part in steps[name] else "" for name in ("Binary", "Multi")]
         rows.append([f"of it: {label}", *cells])

@@ -13,7 +13,8 @@ peak memory, and is saved as it comes to output/bench.json, where parts of earli
   notebooks   whole notebooks, in turns with those of --revision, and a second time
   phantoms    `make run` where no X-ray can be reached, in turns with that of --revision
   first       `make run`: seconds until the first picture, the first accuracy, the pages; the steps
-`phantoms` and `first` run a fresh copy of the last commit, with the packages of this .venv.
+`phantoms` and `first` run a fresh copy of the last commit: `phantoms` with the packages of this .venv,
+`first` with its own, which it installs.
 NUM_EPOCHS, VIEWS_PER_IMAGE, BENCH_ROUNDS, and BENCH_IMAGES in the environment make a quick try.
 notebooks/speed_tables.py makes the tables.
 """
@@ -283,7 +284,8 @@ def measure_notebooks(name, revision, rounds):
 def note_times(times, folder, begin):
     """Put into `times` the seconds at which each thing was first seen that `make run` leaves in `folder`."""
     output, now = folder / "output", time.perf_counter() - begin
-    there = {"prepared": "Ready." in (folder / "log.txt").read_text(encoding="utf-8", errors="replace")}
+    log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+    there = {"installed": (folder / ".venv" / "installed").exists(), "prepared": "Ready." in log}
     for name, path in LESSONS.items():
         record = output / f"{name.lower()}.json"
         results = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
@@ -297,15 +299,19 @@ def note_times(times, folder, begin):
             times.setdefault(name, now)
 
 
-def make_run(commit, environment):
-    """Run `make run` in a fresh copy of a commit; return its seconds until each thing, and both records."""
+def make_run(commit, environment, install=False):
+    """Run `make run` in a fresh copy of a commit; return its seconds until each thing, and both records.
+
+    It uses the packages of this .venv, unless it is to `install` its own.
+    """
     dropped = ("MAKE", "MFLAGS", "COVID_XRAY_OUTPUT")
     environment = {name: value for name, value in environment.items() if not name.startswith(dropped)}
     with tempfile.TemporaryDirectory() as scratch:
         folder, times, records = Path(scratch), {}, {}
         unpack(commit, folder)
-        (folder / ".venv").symlink_to(ROOT / ".venv")
-        os.utime(folder / "requirements.txt", (0, 0))  # older than what is installed
+        if not install:
+            (folder / ".venv").symlink_to(ROOT / ".venv")
+            os.utime(folder / "requirements.txt", (0, 0))  # older than what is installed
         environment |= {"PYTHONUNBUFFERED": "1"}
         with open(folder / "log.txt", "w") as log:
             begin = time.perf_counter()
@@ -338,8 +344,9 @@ def measure_phantoms(revision, rounds):
 
 def measure_first():
     """Seconds from `make run` to the first picture, the first accuracy, and the page; and what each step takes."""
-    times, records = make_run("HEAD", os.environ)
-    steps, previous = {"prepare": times["prepared"]}, times["prepared"]
+    times, records = make_run("HEAD", os.environ, install=True)
+    steps = {"install": times["installed"], "prepare": times["prepared"] - times["installed"]}
+    previous = times["prepared"]
     for name, record in records.items():
         parts = dict(record["seconds"])
         total = parts.pop("total")
