@@ -131,8 +131,8 @@ def measure_ours(recipe, precision):
     """From the files to the trained heads of a recipe, with nothing kept: seconds by part."""
     os.environ["PRECISION"] = precision
     name, augmentation = RECIPES[recipe]
-    notebook, lesson = LESSONS[name], open_lesson(name, *(["gentle", "datagens"] if name == "Multi" else []))
-    datagen = lesson["datagens"][augmentation] if name == "Multi" else lesson["train_datagen"]
+    notebook, lesson = LESSONS[name], open_lesson(name, *(["gentle"] if name == "Multi" else []))
+    datagen = lesson["gentle_datagen" if augmentation == "gentle" else "train_datagen"]
     ticks = [time.perf_counter()]
     lesson = lessons.run_cells(notebook, "data", **lesson)
     learn = (lesson["table"]["split"] != "test").to_numpy()  # the article's code reads no more in training

@@ -44,7 +44,9 @@ class Pool:
         self.run = xray.start("pool", 42, precision, Path(os.environ["COVID_XRAY_OUTPUT"]))
         shared = ("imports", "imports-libraries", "settings", "augmentation")
         self.binary = run_cells(BINARY, *shared)
-        self.multi = run_cells(MULTI, *shared, "gentle", "datagens")
+        self.multi = run_cells(MULTI, *shared, "gentle")
+        generators = [self.multi[f"{kind}_datagen"] for kind in ("train", "gentle", "test")]
+        self.datagens = dict(zip(("article", "gentle", "none"), generators))
         self.folder = xray_data.find_images("all")
         self.images, self.table = xray_data.load_images(self.folder)
         self.labels, self.patients = (self.table[name].to_numpy() for name in ("label", "patient"))
@@ -79,7 +81,7 @@ class Pool:
 
     def extract(self, images, recipe="none", views=1):
         """Return the features of some views."""
-        return xray.extract_features(self.conv_base, self.multi["datagens"][recipe], images, views, self.run)
+        return xray.extract_features(self.conv_base, self.datagens[recipe], images, views, self.run)
 
     def draw(self, recipe, count, seed):
         """Return `count` views of the pool, drawn with `seed`."""
@@ -135,7 +137,7 @@ class Pool:
         (frames,) = self.extract(self.binary["black_out"](self.images[two], 0.9))
         given = {
             "labels": self.labels[two], "patients": self.patients[two], "plain_features": self.plain[two],
-            "hidden_features": {0.9: frames}, "IMAGE_SIZE": 150, "test_datagen": self.multi["datagens"]["none"],
+            "hidden_features": {0.9: frames}, "IMAGE_SIZE": 150, "test_datagen": self.multi["test_datagen"],
         }  # fmt: skip
         return run_cells(BINARY, "tasks", "tasks-controls", **self.binary | given)["tasks"]
 
@@ -248,7 +250,7 @@ def measure_exercises(pool, options):
     blank = keras.applications.VGG16(weights=None, include_top=False, input_shape=(150, 150, 3))
     prepared = xray.ImageDataGenerator(preprocessing_function=keras.applications.vgg16.preprocess_input)
     for name, base, datagen in (
-        ("random weights", blank, pool.multi["datagens"]["none"]),
+        ("random weights", blank, pool.multi["test_datagen"]),
         ("preprocess_input", pool.conv_base, prepared),
     ):
         (features,) = xray.extract_features(base, datagen, images, 1, pool.run)

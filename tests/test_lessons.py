@@ -134,7 +134,7 @@ def multi_world():
     """Variables of Multi in which views say another class than the images as they are."""
     table = table_of(4)
     labels = table["label"].to_numpy()
-    plain, view, gentle = one_hot((labels + 1) % 4, 8), one_hot(labels, 8), one_hot(labels, 8, on=3)
+    plain, gentle, views = one_hot((labels + 1) % 4, 8), one_hot(labels, 8, on=3), [one_hot(labels, 8)] * 2
     return {
         "CASES": {"three": FOUR[:3], "four": FOUR},
         "LARGEST": "four",
@@ -144,8 +144,10 @@ def multi_world():
         "labels": labels,
         "patients": table["patient"].to_numpy(),
         "plain_features": plain,
-        "views": {"article": [view, view], "gentle": [gentle, gentle], "none": [plain]},
-        "datagens": {"article": ImageDataGenerator(rotation_range=9), "gentle": None, "none": ImageDataGenerator()},
+        "views": views,
+        "recipe_views": {"article": views, "gentle": [gentle, gentle], "none": [plain]},
+        "train_datagen": ImageDataGenerator(rotation_range=9),
+        "test_datagen": ImageDataGenerator(),
     }
 
 
@@ -197,7 +199,7 @@ def check_multi_cross_validation_holds_patients_out(monkeypatch):
     """The same in Multi, for every recipe, the logistic regression included."""
     labels, patients, features = patients_alone(4)
     world = multi_world() | {"labels": labels, "patients": patients, "plain_features": features}
-    world["views"] = {name: [features] for name in world["datagens"]}
+    world["recipe_views"] = {name: [features] for name in world["recipe_views"]}
     classes = [FOUR[label] for label in labels]
     world["table"] = pd.DataFrame({"class": classes, "label": labels, "split": "train", "patient": patients})
     cells = ("head", "train-head", "patient-folds", "folds", "cross-validation", "logistic", "cross-validated")
@@ -220,7 +222,7 @@ def check_multi_cross_validation_scores_plain_images(monkeypatch):
     for key in ("four", "four_gentle", "four_none"):
         assert records[f"trust.grouped_cv.{key}"]["mean_on_views"] == pytest.approx(1), key
     for index, call in enumerate(calls):  # five folds a recipe, the same ones for each
-        assert call["views"] is world["views"][list(world["datagens"])[index // 5]]
+        assert call["views"] is list(world["recipe_views"].values())[index // 5]
         assert same_rows(call["train"], calls[index % 5]["train"])
     assert len(calls) == 15
 
@@ -299,27 +301,37 @@ def check_multi_test_set(monkeypatch):
     labels, tests = world["labels"], rows_of(world, "test")
     plain = one_hot(labels + 1, 4, on=1)
     plain[tests] = one_hot(labels[tests], 4, on=1)
-    wrong = [one_hot(labels + 2, 4, on=1)] * 2
-    world |= {"plain_features": plain, "views": {name: wrong for name in world["views"]}}
-    world["heads"] = {(case, "article"): (lambda x: x[:, 0, 0, :].numpy()) for case in world["CASES"]}
-    world["histories"] = {key: pd.DataFrame({"acc": [1.0]}) for key in world["heads"]}
-    records = run_cells(MULTI, "select", "first-result", "record", **world)["run"].records
-    for case, count in (("three", 15), ("four", 20)):
-        scored = records[f"cases.{case}"]["test"]
-        assert scored["n"] == count == len(rows_of(world, "test", case)), case
-        assert scored["correct"] == count, case
+    wrong, names = [one_hot(labels + 2, 4, on=1)] * 2, ("article", "fine_tuned", "gentle", "none")
+    world |= {"plain_features": plain, "views": wrong, "recipe_views": dict.fromkeys(world["recipe_views"], wrong)}
+    keys = [(case, name) for case in world["CASES"] for name in names]
+    world["heads"] = {key: (lambda x: x[:, 0, 0, :].numpy()) for key in keys}
+    world["heads"] |= {(case, "fine_tuned"): (lambda x: -x[:, 0, 0, :].numpy()) for case in world["CASES"]}  # all wrong
+    world["histories"] = {key: pd.DataFrame({"acc": [number]}) for number, key in enumerate(keys)}
+    cells = ("select", "score-head", "first-result", "test-augmentations")
+    variables = run_cells(MULTI, *cells, **world)
+    records = variables["run"].records
+    assert len(records) == len(keys)
+    for number, (case, name) in enumerate(keys):
+        recorded = records[f"cases.{case}" + (f"_{name}" if name != "article" else "")]
+        count = {"three": 15, "four": 20}[case]
+        assert recorded["test"]["n"] == count == len(rows_of(world, "test", case)), case
+        assert recorded["test"]["correct"] == (0 if name == "fine_tuned" else count), (case, name)
+        assert recorded["classes"] == world["CASES"][case] and recorded["augmentation"] == name
+        assert recorded["history"] == {"acc": [number]}
+    assert variables["scores"] == {case: records[f"cases.{case}"]["test"] for case in world["CASES"]}
 
 
 def check_multi_training(monkeypatch):
     """A head a case and augmentation: its views, training rows of its case, and never a test image."""
     calls, world = spy(monkeypatch, "fit_head"), multi_world()
-    variables = run_cells(MULTI, "select", "head", "train-head", "training", **world)
-    keys = [(case, name) for case in ("three", "four") for name in ("article", "gentle", "none")]
+    variables = run_cells(MULTI, "select", "head", "train-head", "training", "training-augmentations", **world)
+    keys = [(case, "article") for case in ("three", "four")]
+    keys += [(case, name) for case in ("three", "four") for name in ("gentle", "none")]
     assert list(variables["heads"]) == list(variables["histories"]) == keys and len(calls) == 6
     for (case, name), call in zip(keys, calls):
         assert same_rows(call["train"], rows_of(world, "train", case)), (case, name)
         assert same_rows(call["validation"], rows_of(world, "validation", case)), (case, name)
-        assert call["views"] is world["views"][name] and call["labels"] is world["labels"]
+        assert call["views"] is world["recipe_views"][name] and call["labels"] is world["labels"]
         assert (call["learning_rate"], call["epochs"], call["batch_size"]) == (0.01, 15, 10)
         assert (call["seed"], call["first_epoch"]) == (42, 0)
         assert variables["heads"][case, name] is call["head"]
@@ -330,7 +342,8 @@ def check_multi_training(monkeypatch):
 def check_multi_fine_tuning(monkeypatch):
     """It goes on from the article's trained head, at its own rate, where the schedule stopped; that head stays."""
     world = multi_world()
-    variables = run_cells(MULTI, "select", "head", "train-head", "training", **world)
+    cells = ("select", "head", "train-head", "training", "training-augmentations")
+    variables = run_cells(MULTI, *cells, **world)
     before = {key: head.get_weights() for key, head in variables["heads"].items()}
     calls = spy(monkeypatch, "fit_head")
     variables = run_cells(MULTI, "fine-tuning", **variables)
@@ -339,7 +352,7 @@ def check_multi_fine_tuning(monkeypatch):
         assert same_weights(call["weights"], before[case, "article"]), "does not start from the trained head"
         assert (call["learning_rate"], call["epochs"], call["first_epoch"]) == (0.002, 3, 15)
         assert (call["batch_size"], call["seed"]) == (10, 42)
-        assert call["views"] is world["views"]["article"]
+        assert call["views"] is world["views"]
         assert same_rows(call["train"], rows_of(world, "train", case))
         assert same_rows(call["validation"], rows_of(world, "validation", case))
         assert variables["heads"][case, "fine_tuned"] is call["head"]
@@ -383,7 +396,7 @@ def check_multi_blackout(monkeypatch):
     (given,), (fit,), (asked,) = extracted, fitted, predicted
     assert np.array_equal(variables["images"], images)
     assert is_hidden(given["images"], images)
-    assert given["datagen"] is world["datagens"]["none"] and given["views"] == 1
+    assert given["datagen"] is world["test_datagen"] and given["views"] == 1
     assert len(fit["views"]) == 1 and fit["views"][0] is given["returned"][0]
     assert same_rows(fit["train"], rows_of(world, "train")) and fit["learning_rate"] == 0.01
     tests = rows_of(world, "test")
@@ -395,7 +408,8 @@ def check_multi_blackout(monkeypatch):
 def check_multi_logistic(monkeypatch):
     """The baseline learns from the images as they are: with views that tell nothing, it has all of them right."""
     world = multi_world()
-    world["views"] = {name: [np.zeros_like(world["plain_features"])] for name in world["views"]}
+    world["views"] = [np.zeros_like(world["plain_features"])]
+    world["recipe_views"] = dict.fromkeys(world["recipe_views"], world["views"])
     variables = run_cells(MULTI, "patient-folds", "folds", "logistic", **world, held_out={})
     assert np.array_equal(variables["held_out"]["logistic"].argmax(axis=1), world["labels"])
 
@@ -479,7 +493,7 @@ def check_multi_controls(monkeypatch):
     world["heads"] |= {("three", name): None for name in answers} | {("four", "fine_tuned"): always(3)}
     records = run_cells(MULTI, "controls", "score-controls", "controls-table", **world)["run"].records
     for given, pictures in zip(extracted, images.values()):
-        assert given["datagen"] is world["datagens"]["none"] and given["views"] == 1 and given["images"] is pictures
+        assert given["datagen"] is world["test_datagen"] and given["views"] == 1 and given["images"] is pictures
     for key, covid, normal, bacterial in (("", 6, 0, 0), ("_gentle", 0, 6, 0), ("_none", 0, 0, 3)):
         nih, others = records[f"trust.no_finding{key}"], records[f"trust.controls{key}"]
         assert nih["n"] == others["n"] == 6 and nih["predicted_covid"] == others["predicted_covid"] == covid, key
@@ -525,15 +539,15 @@ MISTAKES = [  # the check that fails, the cell, its text, and what stands there 
     ("multi_cross_validation_holds_patients_out", "cross-validation", ", fold_train)", f", {ALL_ROWS})"),
     ("multi_cross_validation_holds_patients_out", "patient-folds", "shuffled[groups]", ALL_ROWS),
     ("multi_cross_validation_holds_patients_out", "logistic", "cv=folds", "cv=5"),
-    ("multi_cross_validation_scores_plain_images", "cross-validation", "plain_features[out]", "views[name][0][out]"),
+    ("multi_cross_validation_scores_plain_images", "cross-validation", "plain_features[out]", "views[0][out]"),
     ("multi_cross_validation_scores_plain_images", "cross-validation", "view[out]", "plain_features[out]"),
     (
         "multi_cross_validation_scores_plain_images",
         "cross-validation",
-        "(LARGEST, views[name]",
-        "(LARGEST, views['none']",
+        "(LARGEST, recipe_views[name]",
+        "(LARGEST, [plain_features]",
     ),
-    ("multi_logistic", "logistic", "plain_features", "views['article'][0]"),
+    ("multi_logistic", "logistic", "plain_features", "views[0]"),
     ("binary_folds_are_stratified", "patient-folds", "folds = StratifiedGroupKFold(", NEW_FOLDS),
     ("multi_folds_are_stratified", "patient-folds", "folds = StratifiedGroupKFold(", NEW_FOLDS),
     ("multi_folds_are_stratified", "patient-folds", "patients))", "patients), shuffle=True, random_state=SEED)"),
@@ -541,12 +555,16 @@ MISTAKES = [  # the check that fails, the cell, its text, and what stands there 
     ("binary_training", "training", "(view[validation]", "(plain_features[validation]"),
     ("binary_test_set", "first-result", "plain_features[test]", "views[0][test]"),
     ("binary_test_set", "first-result", "plain_features[test]", "plain_features[train][:len(test)]"),
-    ("multi_test_set", "first-result", "plain_features[rows]", "views['article'][0][rows]"),
-    ("multi_test_set", "first-result", 'select("test"', 'select("train"'),
+    ("multi_test_set", "score-head", "plain_features[rows]", "views[0][rows]"),
+    ("multi_test_set", "score-head", 'select("test"', 'select("train"'),
+    ("multi_test_set", "test-augmentations", "score_head(case, name)", "score_head(LARGEST, name)"),
+    ("multi_test_set", "first-result", 'score_head(case, "article")', 'score_head(case, "fine_tuned")'),
     ("multi_training", "training", 'select("train"', 'select("test"'),
     ("multi_training", "training", 'select("validation"', 'select("test"'),
     ("multi_training", "select", '(table["split"] == split) & in_case', "in_case"),
-    ("multi_training", "training", "views[name]", "views['none']"),
+    ("multi_training", "training", "(case, views,", "(case, [plain_features],"),
+    ("multi_training", "training-augmentations", 'select("train"', 'select("test"'),
+    ("multi_training", "training-augmentations", "recipe_views[name]", "views"),
     ("multi_fine_tuning", "fine-tuning", "learning_rate=FINE_TUNE_LEARNING_RATE", "learning_rate=LEARNING_RATE"),
     ("multi_fine_tuning", "fine-tuning", "tuned_head.set_weights(", "list("),
     ("multi_fine_tuning", "fine-tuning", 'set_weights(heads[case, "article"]', 'set_weights(heads[case, "gentle"]'),
@@ -572,7 +590,7 @@ MISTAKES = [  # the check that fails, the cell, its text, and what stands there 
     ("binary_like_for_like", "tasks-controls", '"controls", plain_features', '"no_finding", frames'),
     ("binary_like_for_like", "tasks", "covid_features[covid]", "covid_features[:covid.sum()]"),
     ("binary_controls", "controls", "test_datagen", "train_datagen"),
-    ("multi_controls", "controls", 'datagens["none"]', 'datagens["article"]'),
+    ("multi_controls", "controls", "test_datagen", "train_datagen"),
     ("binary_controls", "score-controls", "control_features[name]", "control_features['controls']"),
     ("multi_controls", "score-controls", "heads[LARGEST, recipe]", "heads[LARGEST, 'fine_tuned']"),
     ("binary_heads_by_seed", "train-head", "set_random_seed(seed)", "set_random_seed(SEED)"),
@@ -634,7 +652,7 @@ def plain(value):
 
 ORDER = [(BINARY, "", "", []), (MULTI, "", "", [])]
 ORDER += [(MULTI, "first-result", "LEARNING_RATE = FINE_TUNE_LEARNING_RATE", ["training"])]
-ORDER += [(MULTI, "confusions", "heads['three', 'article'] = head", ["first-result"])]
+ORDER += [(MULTI, "confusions", "heads['three', 'article'] = heads['three', 'fine_tuned']", ["first-result"])]
 
 
 @pytest.mark.parametrize("notebook, last, mistake, differing", ORDER, ids=["binary", "multi", "a rate", "a head"])

@@ -16,7 +16,7 @@ SECTIONS = [
     *("Setup", "Settings", "Data", "Augmentation", "Model", "Training", "Evaluation", "Predictions"),
     *("The article against this run", "How far to trust this", "Conclusions", "Exercises", "References"),
 ]
-SHARED_CELLS = ["toolbox", "imports", "conv-base", "patient-folds", "black-out"]
+SHARED_CELLS = ["toolbox", "imports", "augmentation", "conv-base", "patient-folds", "black-out"]
 
 
 def cells_of(notebook, kind):
@@ -104,15 +104,6 @@ def test_copies_are_in_step():
 def test_both_lessons_have_the_same_cell(name):
     """What is one thing in both lessons stands in both in the same words."""
     assert lessons.cell(BINARY, name) == lessons.cell(MULTI, name)
-
-
-def test_the_articles_augmentation_is_the_same_in_both_lessons():
-    """Both write it out."""
-    found = []
-    for notebook in (BINARY, MULTI):
-        variables = lessons.run_cells(notebook, "augmentation", ImageDataGenerator=dict)
-        found.append(variables["ARTICLE_AUGMENTATION"])
-    assert found[0] == found[1] and len(found[0]) == 9
 
 
 def tracked():

@@ -176,9 +176,9 @@ def test_three_ways_to_train_have_one_history(run, base, loaded, units):
         numbers["first_epoch"] = 7
         ours.append(xray.fit_head(head, views, labels, train, validation, learning_rate=5e-5, epochs=2, **numbers))
     else:
-        given |= {"CASES": {"two": FOUR[:2]}, "LARGEST": "two", "datagens": {"article": AUGMENTED}}
+        given |= {"CASES": {"two": FOUR[:2]}, "LARGEST": "two"}
         cells = "select", "head", "train-head", "training", "fine-tuning"
-        lesson = run_cells(MULTI, *cells, views={"article": views}, **given)
+        lesson = run_cells(MULTI, *cells, views=views, **given)
         head = lesson["heads"]["two", "fine_tuned"]
         ours = [lesson["histories"]["two", name] for name in ("article", "fine_tuned")]
         keras.utils.set_random_seed(42)
