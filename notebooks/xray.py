@@ -1,7 +1,7 @@
 """The toolbox of the two lessons: everything that both use and that you need not read first.
 
 The sections stand in the order of a lesson: settings, weights, the record of a run, views and features,
-the head, statistics, heat maps, figures. Functions take what they need as arguments.
+the head, statistics, figures. Functions take what they need as arguments.
 """
 
 from __future__ import annotations
@@ -31,15 +31,7 @@ from scipy.optimize import brentq
 from scipy.stats import beta, norm
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, roc_auc_score
 from tqdm import tqdm
-from xray_data import (
-    TIMEOUT,
-    SetupError,
-    atomic_write,
-    data_home,
-    identify,
-    label_of,
-    thumbnail,
-)
+from xray_data import TIMEOUT, SetupError, atomic_write, data_home, identify, label_of, thumbnail
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -173,12 +165,10 @@ class Run:
     """
 
     def __init__(self, name: str, seed: int, precision: str, output: Path) -> None:
-        self.name, self.seed, self.precision, self.output = (
-            name,
-            seed,
-            precision,
-            output,
-        )
+        self.name = name
+        self.seed = seed
+        self.precision = precision
+        self.output = output
         self.started = self.lapped = time.perf_counter()
         self.results = {
             "dataset": None,
@@ -186,11 +176,7 @@ class Run:
             "seed": seed,
             "precision": precision,
             "views_from_cache": 0,
-            "versions": {
-                "python": sys.version.split()[0],
-                "tensorflow": tf.__version__,
-                "keras": keras.__version__,
-            },
+            "versions": {"python": sys.version.split()[0], "tensorflow": tf.__version__, "keras": keras.__version__},
             "seconds": {},
             "cases": {},
             "trust": {},
@@ -237,14 +223,22 @@ class Run:
         atomic_write(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
     def show(self, figure: plt.Figure, name: str, alt: str) -> None:
-        """Save a figure as PNG and show it, with `alt` as its alternative text; phantoms are named."""
+        """Save a figure as PNG and show it, with `alt` as its alternative text; phantoms are named.
+
+        It has 100 pixels an inch. On a narrow screen it scrolls instead of shrinking, so that its text stays legible.
+        nbconvert drops the alternative text of a plain image, so this is HTML.
+        """
         if self.phantoms:
             note = "Synthetic phantoms, not X-rays"
             figure.text(0.5, -0.01, note, ha="center", va="top", color=ORANGE)
         path = self.output / f"{self.name}_{name}.png"
         figure.savefig(path, bbox_inches="tight")
         plt.close(figure)
-        show_png(path, alt)
+        data = path.read_bytes()
+        width = round(int.from_bytes(data[16:20], "big") * 100 / STYLE["savefig.dpi"])  # from the header
+        source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+        image = f'<img width="{width}" style="max-width: none" alt="{html.escape(alt)}" src="{source}">'
+        display(HTML(f'<div style="overflow-x: auto">{image}</div>'))
 
     def conclude(self, *sentences: str) -> None:
         """Show sentences as a list; a run on phantoms says first that they mean nothing."""
@@ -278,18 +272,6 @@ def start(name: str, seed: int = 42, precision: str = "auto", output: Path | Non
     return run
 
 
-def show_png(path: Path, alt: str) -> None:
-    """Show a PNG at 100 pixels an inch with its alternative text, which nbconvert drops from a plain image.
-
-    On a narrow screen it scrolls instead of shrinking, so that its text stays legible.
-    """
-    data = path.read_bytes()
-    width = round(int.from_bytes(data[16:20], "big") * 100 / STYLE["savefig.dpi"])  # from the header
-    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    image = f'<img width="{width}" style="max-width: none" alt="{html.escape(alt)}" src="{source}">'
-    display(HTML(f'<div style="overflow-x: auto">{image}</div>'))
-
-
 def as_plain(value: object) -> object:
     """Return NumPy's numbers and arrays as Python's, for JSON."""
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)
@@ -299,11 +281,7 @@ def as_plain(value: object) -> object:
 
 
 def extract_features(
-    conv_base: keras.Model,
-    datagen: ImageDataGenerator,
-    images: np.ndarray,
-    views: int,
-    run: Run,
+    conv_base: keras.Model, datagen: ImageDataGenerator, images: np.ndarray, views: int, run: Run
 ) -> list[np.ndarray]:
     """Run the frozen base once over each of `views` augmented versions of all images.
 
@@ -424,13 +402,8 @@ def save_view(folder: Path, call: str, seed: int, features: np.ndarray) -> tuple
     If the disk takes no more, return them as they are, and the reason.
     """
     path = folder / f"{call}_{seed}_{zlib.crc32(features):08x}.npy"
-
-    def write(scratch: Path) -> None:
-        with open(scratch, "wb") as file:
-            np.save(file, features)
-
     try:
-        atomic_write(path, write)
+        atomic_write(path, lambda scratch: np.save(scratch, features))  # NumPy adds no second .npy
         return np.load(path, mmap_mode="r"), None
     except OSError as error:
         return features, error.strerror or str(error)
@@ -569,7 +542,7 @@ def save_and_check(model: keras.Model, path: Path, images: np.ndarray, probabili
 def exact_interval(correct: float, n: float) -> list[float]:
     """Exact (Clopper-Pearson) 95% confidence interval of a proportion, [low, high].
 
-    `correct` need not be whole: see score, which counts patients.
+    `correct` need not be whole: see share_interval.
     """
     low = beta.ppf(0.025, correct, n - correct + 1) if correct > 0 else 0.0
     high = beta.ppf(0.975, correct + 1, n - correct) if correct < n else 1.0
@@ -627,11 +600,7 @@ def score(
     labels, patients = np.asarray(labels), np.asarray(patients)
     predicted = probabilities.argmax(axis=1)
     right = predicted == labels
-    scored = {
-        "n": len(labels),
-        "patients": len(set(patients)),
-        "correct": int(right.sum()),
-    }
+    scored = {"n": len(labels), "patients": len(set(patients)), "correct": int(right.sum())}
     scored["accuracy"] = float(right.mean()) if len(labels) else 0.0
     if by_patient:
         scored["ci95"] = share_interval(right, patients)
@@ -687,6 +656,16 @@ def sensitivity_table(confusion: Sequence[Sequence[int]], class_names: Sequence[
     return pd.DataFrame(rows).T
 
 
+def difference_table(differences: Mapping[str, Mapping]) -> pd.DataFrame:
+    """Return paired differences in points with their 95% confidence intervals, a row a name."""
+    rows = {}
+    for name, row in differences.items():
+        low, high = (100 * end for end in row["ci95"])
+        rows[name] = [f"{100 * row['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}"]
+    columns = ["difference in points", "95% confidence interval, by patient"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+
 def score_controls(controls: pd.DataFrame, predicted: Sequence[str], answers: Mapping[str, str]) -> dict:
     """Score predicted class names for controls, none of whom has COVID-19.
 
@@ -696,11 +675,7 @@ def score_controls(controls: pd.DataFrame, predicted: Sequence[str], answers: Ma
     """
     predicted, patients = np.asarray(predicted, object), controls["patient"].to_numpy()
     covid = predicted == "covid"
-    scored = {
-        "n": len(controls),
-        "patients": len(set(patients)),
-        "predicted_covid": int(covid.sum()),
-    }
+    scored = {"n": len(controls), "patients": len(set(patients)), "predicted_covid": int(covid.sum())}
     scored["ci95"] = share_interval(covid, patients)
     scored["by_finding"] = {}
     for group, rows in sorted(controls.groupby("group").indices.items()):
@@ -718,45 +693,9 @@ def score_controls(controls: pd.DataFrame, predicted: Sequence[str], answers: Ma
     return scored
 
 
-# ---------------------------------------------------------------------------------------- heat maps
-
-
-def hires_cam(
-    conv_base: keras.Model, head: keras.Model, images: np.ndarray, classes: np.ndarray,
-    layer_name: str = "block5_conv3",
-) -> np.ndarray:  # fmt: skip
-    """HiResCAM (Draelos and Carin, arXiv:2011.08891): what each place adds to the score of a class.
-
-    images: uint8 (n, size, size, 3); classes: int (n,). Returns float (n, h, w), h and w of the layer:
-    gradient times activation, summed over channels. Grad-CAM averages the gradient over positions first,
-    which fits a head with global pooling; this head is Flatten + Dense and weights each position separately.
-    The score is the class's input to the softmax, or to the sigmoid (its negative for class 0). For a linear
-    head on flattened features, a map's sum is the score minus the bias.
-    """
-    index = conv_base.layers.index(conv_base.get_layer(layer_name))
-    inputs = tf.constant(images.astype(np.float32) / 255)
-    maps = keras.Model(conv_base.input, conv_base.layers[index].output)(inputs)
-    *hidden, last = head.layers
-    with tf.GradientTape() as tape:
-        tape.watch(maps)
-        x = maps
-        for layer in [*conv_base.layers[index + 1 :], *hidden]:
-            x = layer(x)
-        logits = x @ last.kernel + last.bias
-        if last.units == 1:
-            logits = tf.concat([-logits, logits], axis=1)
-        total = tf.reduce_sum(tf.gather(logits, classes, axis=1, batch_dims=1))
-    return tf.reduce_sum(tape.gradient(total, maps) * maps, axis=-1).numpy()
-
-
 # ------------------------------------------------------------------------------------------ figures
 
-BLUE, ORANGE, GREEN, GRAY = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#767676",
-)  # apart for color-blind readers
+BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#767676"  # apart for color-blind readers
 STYLE = {
     "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, GRAY]),
     "axes.spines.top": False,
@@ -779,14 +718,10 @@ def label_lines(axis: plt.Axes) -> None:
     The ticks of the x axis become whole numbers, as epochs are.
     """
     lines = sorted(axis.get_lines(), key=lambda line: line.get_ydata()[-1])
-    low, high = axis.get_ylim()
-    gap = 0.08 * (high - low)
-    ends = [line.get_ydata()[-1] for line in lines]
-    top = min(ends[-1], high - gap)  # from the top down, so that no label leaves the figure
-    places = [top]
-    for end in ends[-2::-1]:
-        places.append(min(end, places[-1] - gap))
-    for line, place in zip(lines, reversed(places)):
+    low, place = axis.get_ylim()
+    gap = 0.08 * (place - low)
+    for line in reversed(lines):  # from the top down, so that no label leaves the figure
+        place = min(line.get_ydata()[-1], place - gap)
         text = f" {line.get_label()}"
         axis.text(line.get_xdata()[-1], place, text, color=line.get_color(), va="center")
     axis.xaxis.get_major_locator().set_params(integer=True)
@@ -871,6 +806,34 @@ def plot_predictions(
     return plot_images([thumbnail(paths[row], 200) for row in order], titles, 6, colors, height=0.85)
 
 
+def hires_cam(
+    conv_base: keras.Model, head: keras.Model, images: np.ndarray, classes: np.ndarray,
+    layer_name: str = "block5_conv3",
+) -> np.ndarray:  # fmt: skip
+    """HiResCAM (Draelos and Carin, arXiv:2011.08891): what each place adds to the score of a class.
+
+    images: uint8 (n, size, size, 3); classes: int (n,). Returns float (n, h, w), h and w of the layer:
+    gradient times activation, summed over channels. Grad-CAM averages the gradient over positions first,
+    which fits a head with global pooling; this head is Flatten + Dense and weights each position separately.
+    The score is the class's input to the softmax, or to the sigmoid (its negative for class 0). For a linear
+    head on flattened features, a map's sum is the score minus the bias.
+    """
+    index = conv_base.layers.index(conv_base.get_layer(layer_name))
+    inputs = tf.constant(images.astype(np.float32) / 255)
+    maps = keras.Model(conv_base.input, conv_base.layers[index].output)(inputs)
+    *hidden, last = head.layers
+    with tf.GradientTape() as tape:
+        tape.watch(maps)
+        x = maps
+        for layer in [*conv_base.layers[index + 1 :], *hidden]:
+            x = layer(x)
+        logits = x @ last.kernel + last.bias
+        if last.units == 1:
+            logits = tf.concat([-logits, logits], axis=1)
+        total = tf.reduce_sum(tf.gather(logits, classes, axis=1, batch_dims=1))
+    return tf.reduce_sum(tape.gradient(total, maps) * maps, axis=-1).numpy()
+
+
 def plot_heat_maps(images: np.ndarray, maps: np.ndarray, titles: Sequence[str]) -> plt.Figure:
     """Draw each image above its heat map, with a color bar: orange counts for the class, purple against it."""
     figure, axes = plt.subplots(2, len(images), figsize=(WIDTH, 4.4), squeeze=False)
@@ -912,14 +875,7 @@ def plot_scores(scores: Mapping[str, Mapping], title: str) -> plt.Figure:
     figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.56 * len(scores)))
     for place, scored in enumerate(reversed(scores.values())):
         low, high = scored["ci95"]
-        axis.plot(
-            [low, high],
-            [place, place],
-            color=BLUE,
-            linewidth=3,
-            alpha=0.45,
-            solid_capstyle="butt",
-        )
+        axis.plot([low, high], [place, place], color=BLUE, linewidth=3, alpha=0.45, solid_capstyle="butt")
         axis.plot(scored["accuracy"], place, "o", color=BLUE)
         axis.plot([scored["majority"]] * 2, [place - 0.3, place + 0.3], ":", color="black")
         text = f"{scored['correct']} of {scored['n']} X-rays of {scored['patients']} patients"
@@ -934,16 +890,3 @@ def plot_scores(scores: Mapping[str, Mapping], title: str) -> plt.Figure:
     axis.set_yticks(range(len(scores)), list(scores)[::-1])
     axis.grid(axis="x", alpha=0.3)
     return figure
-
-
-# -------------------------------------------------------------------------------------------- tables
-
-
-def difference_table(differences: Mapping[str, Mapping]) -> pd.DataFrame:
-    """Return paired differences in points with their 95% confidence intervals, a row a name."""
-    rows = {}
-    for name, row in differences.items():
-        low, high = (100 * end for end in row["ci95"])
-        rows[name] = [f"{100 * row['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}"]
-    columns = ["difference in points", "95% confidence interval, by patient"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)

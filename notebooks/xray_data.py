@@ -99,17 +99,7 @@ def progress(steps: Iterable, what: str, total: int | None = None) -> Iterator:
     """Pass on `steps` while a bar in one line says how far they are; no bar for none, and none in CI."""
     total = len(steps) if total is None else total
     hidden = not total or bool(os.environ.get("CI"))
-    return iter(
-        tqdm(
-            steps,
-            what,
-            total,
-            file=sys.stdout,
-            ncols=80,
-            mininterval=0.5,
-            disable=hidden,
-        )
-    )
+    return iter(tqdm(steps, what, total, file=sys.stdout, ncols=80, mininterval=0.5, disable=hidden))
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -187,10 +177,7 @@ def reason_of(error: Exception) -> str:
 
 def download(url: str, target: Path, largest: int) -> None:
     """Download `url` to `target` as it comes. Raises OSError for errors and more than `largest` bytes."""
-    with (
-        requests.get(url, timeout=TIMEOUT, stream=True) as answer,
-        open(target, "wb") as file,
-    ):
+    with requests.get(url, timeout=TIMEOUT, stream=True) as answer, open(target, "wb") as file:
         answer.raise_for_status()
         for part in limited(answer.iter_content(1 << 20), largest, answer.request):
             file.write(part)
@@ -297,10 +284,7 @@ def fetch_kermany(name: str, target: Path) -> None:
             return atomic_write(target, lambda scratch, path=path: shutil.copyfile(path, scratch))
         except Exception as error:  # kagglehub has its own for each of its sources
             errors.append(error)
-    raise next(
-        (e for e in errors if getattr(getattr(e, "response", None), "status_code", 0) != 404),
-        errors[0],
-    )
+    raise next((e for e in errors if getattr(getattr(e, "response", None), "status_code", 0) != 404), errors[0])
 
 
 def fetch_images(table: pd.DataFrame, folder: Path, what: str) -> list[str]:
@@ -460,14 +444,13 @@ def label_of(class_name: str) -> str:
     return LABELS.get(class_name, class_name)
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize to (size, size, 3) as the article does: each pixel becomes its nearest neighbor."""
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
-
-
 def read_images(paths: Sequence[Path], size: int) -> np.ndarray:
-    """Decode image files once: uint8 (n, size, size, 3), RGB, 0 to 255."""
-    images = [resize(read_image(path), size) for path in paths]
+    """Decode image files once: uint8 (n, size, size, 3), RGB, 0 to 255.
+
+    They are resized as in the article: each pixel becomes its nearest neighbor.
+    """
+    nearest = cv2.INTER_NEAREST_EXACT
+    images = [cv2.resize(read_image(path), (size, size), interpolation=nearest) for path in paths]
     return np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
 
 
@@ -484,10 +467,8 @@ def patients_of(folder: Path, files: Sequence[str]) -> list[str]:
     The article's images are known by name. For others, patients.csv (file, patient) in `folder` says;
     a file that neither names counts as a patient of its own.
     """
-    known, listing = (
-        dict(zip(ARTICLE["filename"], ARTICLE["patient"])),
-        folder / "patients.csv",
-    )
+    known = dict(zip(ARTICLE["filename"], ARTICLE["patient"]))
+    listing = folder / "patients.csv"
     if listing.exists():
         try:
             table = pd.read_csv(listing, dtype=str, encoding="utf-8", keep_default_na=False)
@@ -501,10 +482,7 @@ def patients_of(folder: Path, files: Sequence[str]) -> list[str]:
 
 
 def load_images(
-    folder: Path,
-    size: int = 150,
-    validation_split: float = 0.2,
-    class_names: Sequence[str] | None = None,
+    folder: Path, size: int = 150, validation_split: float = 0.2, class_names: Sequence[str] | None = None
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Decode every image of `folder`/train and `folder`/test once.
 

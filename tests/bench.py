@@ -310,7 +310,7 @@ def make_run(commit, environment, install=False):
         folder, times, records = Path(scratch), {}, {}
         unpack(commit, folder)
         if not install:
-            (folder / ".venv").symlink_to(ROOT / ".venv")
+            (folder / ".venv").symlink_to(sys.prefix)
             os.utime(folder / "requirements.txt", (0, 0))  # older than what is installed
         environment |= {"PYTHONUNBUFFERED": "1"}
         with open(folder / "log.txt", "w") as log:

@@ -103,6 +103,18 @@ def test_the_committed_runs():
     assert {"heads", "exercises", "seeds", "epochs"} <= set(tables.load("chance"))
 
 
+def test_minutes():
+    """The first README's minutes hold on the machine that bench.json is from."""
+    times, text = tables.load("bench")["first"][""]["times"], (ROOT / "README.md").read_text(encoding="utf-8")
+    for pattern, begin, end in (
+        (r"make run +# (\d+) to (\d+) minutes", "installed", "end"),
+        (r"\| \[Binary\].* (\d+) to (\d+) \|", "prepared", "Binary page"),
+        (r"\| \[Multi\].* (\d+) to (\d+) \|", "Binary page", "Multi page"),
+    ):
+        least, most = map(int, re.search(pattern, text).groups())
+        assert least <= (times[end] - times[begin]) / 60 <= most, pattern
+
+
 @pytest.mark.parametrize("name", READMES)
 def test_tables(name):
     """Every table between comments is what its function computes, and every function's name is known."""
