@@ -252,14 +252,6 @@ def chance_heads() -> str:
     return as_table([f"{len(found['test']['values'])} heads", "mean (range)"], rows)
 
 
-def chance_precision() -> str:
-    """Return test and cross-validated accuracy over seeds, in both precisions of VGG16."""
-    found, rows = load("chance")["precision"], []
-    for name in found["float32"]:
-        rows.append([name, *(spread(found[precision][name]) for precision in ("bfloat16", "float32"))])
-    return as_table(["five seeds", "bfloat16", "float32"], rows)
-
-
 def chance_epochs() -> str:
     """Return cross-validated images right after more epochs."""
     rows = []
@@ -283,7 +275,6 @@ TABLES = {
     "chance-seeds": chance_seeds,
     "chance-controls": chance_controls,
     "chance-heads": chance_heads,
-    "chance-precision": chance_precision,
     "chance-epochs": chance_epochs,
     **speed_tables.TABLES,
 }

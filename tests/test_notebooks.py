@@ -174,7 +174,7 @@ def test_own_data(tree, tmp_path):
     assert outputs_of(cells, "error") == []
     results = results_of(tmp_path, MULTI)
     assert results["dataset"] == "fruit"
-    assert list(results["cases"]) == ["fruit", "fruit_gentle", "fruit_none", "fruit_fine_tuned"]
+    assert list(results["cases"]) == ["fruit", "fruit_fine_tuned", "fruit_gentle", "fruit_none"]
     assert results["cases"]["fruit"]["classes"] == ["apples", "pears", "plums"]
     assert list(results["trust"]["grouped_cv"]) == ["fruit", "fruit_gentle", "fruit_none", "fruit_logistic"]
     assert list(results["trust"]["blackout"]) == ["fruit"]
