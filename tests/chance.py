@@ -45,8 +45,8 @@ class Pool:
         shared = ("imports", "imports-libraries", "settings", "augmentation")
         self.binary = run_cells(BINARY, *shared)
         self.multi = run_cells(MULTI, *shared, "gentle")
-        generators = [self.multi[f"{kind}_datagen"] for kind in ("train", "gentle", "test")]
-        self.datagens = dict(zip(("article", "gentle", "none"), generators))
+        kinds = {"article": "train", "gentle": "gentle", "none": "test"}
+        self.datagens = {recipe: self.multi[f"{kind}_datagen"] for recipe, kind in kinds.items()}
         self.folder = xray_data.find_images("all")
         self.images, self.table = xray_data.load_images(self.folder)
         self.labels, self.patients = (self.table[name].to_numpy() for name in ("label", "patient"))
