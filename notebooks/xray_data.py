@@ -1,32 +1,35 @@
-"""The images of the two lessons: where they come from, how they are read, and who is on them.
+"""The images of the two lessons: where they come from, which files they are, how they are read, who is on them.
 
-First the list of images and its sources, then what becomes of them: one array and one table.
+An image is the article's if its bytes are: data/manifest.csv has the git blob of each. Names of files
+and folders decide nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import glob
-import importlib
+import hashlib
+import io
 import itertools
 import os
+import posixpath
 import re
-import shutil
 import sys
 import tempfile
 import threading
+import unicodedata
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from unittest import mock
 from urllib.parse import quote, urlsplit
-from urllib.request import url2pathname
 
 import cv2
 import gdown
 import numpy as np
 import pandas as pd
+import PIL.Image
 import requests
 from tqdm import tqdm
 
@@ -40,21 +43,40 @@ class SetupError(RuntimeError):
 
 
 HERE = Path(__file__).resolve().parent
-ZIP_NAME = "Covid_Data_GradientCrescent.zip"
+ARTICLE_NAME = "Covid_Data_GradientCrescent"  # of its data set
+ZIP_NAME = f"{ARTICLE_NAME}.zip"
 DRIVE_URL = "https://drive.google.com/uc?id=1coM7x3378f-Ou2l6Pg2wldaOI7Dntu1a"
-GITHUB = "https://raw.githubusercontent.com"
-COLLECTION_URL = f"{GITHUB}/ieee8023/covid-chestxray-dataset/master"
-NIH_COMMIT = "ee3e2cffc0824711bed675275506b26f19be7198"
-NIH_URL = f"{GITHUB}/muhammedtalo/COVID-19/{NIH_COMMIT}"
-KAGGLE = "paultimothymooney/chest-xray-pneumonia"
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+GITHUB_COMMIT = "14ddbe22787f6bcf890ceb916574178fd8b9b885"
+GITHUB_URL = f"https://github.com/mdshopon/COVID19_Classification/archive/{GITHUB_COMMIT}.zip"
+RAW_URL = "https://raw.githubusercontent.com"
+FOLDERS = {"two": ("two", "data_two_class"), "all": ("all", "data_four_class")}  # in the article's zip, on GitHub
 TIMEOUT = 60  # seconds that a server may be silent
-LARGEST = {".zip": 1_000_000_000, "image": 50_000_000}  # bytes of a download
-RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+MOST_FAILURES = 8  # after so many failed downloads of controls, no other is tried
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
+NO_IMAGES = {"desktop.ini", "thumbs.db"}  # as operating systems leave them behind
+SAVE_AS = "Save it as an 8-bit or 16-bit PNG, gray or RGB."
+
+LABELS = {
+    "covid": "COVID-19",
+    "normal": "normal",
+    "pneumonia_bac": "bacterial pneumonia",
+    "pneumonia_vir": "viral pneumonia",
+}
+RIGHT_ANSWERS = {
+    "no finding": "normal",
+    "bacterial pneumonia": "pneumonia_bac",
+    "viral pneumonia": "pneumonia_vir",
+}
+
+
+def label_of(class_name: str) -> str:
+    """Return what figures and tables call a class; a class of your own keeps its folder's name."""
+    return LABELS.get(class_name, class_name)
 
 
 def read_manifest() -> pd.DataFrame:
-    """Return the project's list of images, a row each: split, class, filename, patient, ...
+    """Return the project's list of images, a row each, all of it text: split, class, filename, patient, ...
 
     It is data/manifest.csv in a clone. Where a notebook runs alone, the toolbox cell has put a copy
     beside this module. Of controls, `class` is the group of their findings.
@@ -79,22 +101,6 @@ def data_home() -> Path:
     return Path("../data") if Path("../data/manifest.csv").exists() else Path("data")
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Read an image file with OpenCV as RGB, uint8 (height, width, 3), 0 to 255.
-
-    Gray, palette, RGBA, and CMYK files become RGB; of 16-bit ones the highest eight bits in use are
-    kept. Raises SetupError where the file holds no image.
-    """
-    data = np.fromfile(path, np.uint8)
-    with contextlib.suppress(cv2.error):
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if data.size else None
-        if image is not None and image.dtype in (np.uint8, np.uint16):
-            if image.dtype == np.uint16:
-                image = (image >> max(0, int(image.max()).bit_length() - 8)).astype(np.uint8)
-            return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    raise SetupError(f"{path} cannot be read as an image. Replace or delete it, then run again.")
-
-
 def progress(steps: Iterable, what: str, total: int | None = None) -> Iterator:
     """Pass on `steps` while a bar in one line says how far they are; no bar for none, and none in CI."""
     total = len(steps) if total is None else total
@@ -102,36 +108,31 @@ def progress(steps: Iterable, what: str, total: int | None = None) -> Iterator:
     return iter(tqdm(steps, what, total, file=sys.stdout, ncols=80, mininterval=0.5, disable=hidden))
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Return the image files in `folder`, sorted by name; desktop.ini and hidden files are passed over."""
-    names = folder.iterdir() if folder.is_dir() else []
-    images = [p for p in names if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
-    return sorted(images, key=lambda path: path.name)  # Windows would ignore case, Keras does not
+# ---------------------------------------------------------------------------------- files and their bytes
 
 
-def list_classes(folder: Path, split: str) -> list[str]:
-    """Return the class names, which are the folders in `folder`/`split`; hidden ones are passed over."""
-    return sorted(p.name for p in (folder / split).iterdir() if p.is_dir() and p.name[0] != ".")
+def read_bytes(path: Path) -> bytes:
+    """Return a file's content; raises SetupError with the file and the reason."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise SetupError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def holds_images(folder: Path) -> bool:
-    """Tell whether `folder` has the two splits, train/ and test/."""
-    return (folder / "train").is_dir() and (folder / "test").is_dir()
+def git_blob(path: Path) -> str:
+    """Return the name that git gives to a file's content: SHA-1 of "blob", its length, a zero byte, its bytes."""
+    data = read_bytes(path)
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-def identify(folder: Path, files: Sequence[str]) -> str:
-    """Name a data set: the article's if the names match, phantoms by the note beside them, or its folder."""
-    for tree in (ARTICLE, ARTICLE[ARTICLE["class"].isin(["covid", "normal"])]):
-        names = tree["split"] + "/" + tree["class"] + "/" + tree["filename"]
-        if set(files) == set(names):
-            return "Covid_Data_GradientCrescent"
-    return "phantoms" if (folder.parent / "PHANTOMS.txt").exists() else folder.resolve().name
-
-
-def is_safe(name: str) -> bool:
-    """Tell whether a name from outside may become a file's name on any system."""
-    plain = 0 < len(name) <= 200 and name.isprintable() and not re.search(r'[\\/:*?"<>|]', name)
-    return plain and name[-1] not in ". " and name != ".." and not RESERVED.fullmatch(name)
+def is_listed(path: Path, blob: str, pixels: str) -> str:
+    """Return how a file agrees with the list: "bytes", or "pixels" (SHA-1 of its RGB pixels), or ""."""
+    if git_blob(path) == blob:
+        return "bytes"
+    with contextlib.suppress(SetupError):
+        if pixels and hashlib.sha1(read_image(path).tobytes()).hexdigest() == pixels:
+            return "pixels"
+    return ""
 
 
 def atomic_write(target: Path, write: Callable[[Path], object]) -> None:
@@ -146,380 +147,496 @@ def atomic_write(target: Path, write: Callable[[Path], object]) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def limited(parts: Iterable[bytes], largest: int, request: requests.PreparedRequest) -> Iterator[bytes]:
-    """Pass on the parts of the answer to `request`; raises OSError for more than `largest` bytes."""
-    total = 0
-    try:
-        for part in parts:
-            if (total := total + len(part)) > largest:
-                raise OSError(f"more than {largest / 1e6:.0f} MB")
-            yield part
-    except requests.RequestException as error:
-        error.request = error.request or request  # a connection that breaks does not say whose it was
-        raise
+def check_files(folder: Path, files: Sequence[str]) -> dict[str, str | int]:
+    """Say which data set the images `files` (named relative to `folder`, as in list_table) are, by their bytes.
 
-
-def reason_of(error: Exception) -> str:
-    """Return in a few words why a download failed: the server is named, its library is not quoted."""
-    cause = error
-    while cause and not isinstance(cause, requests.RequestException):
-        cause = cause.__cause__ or cause.__context__
-    request = getattr(cause, "request", None)
-    server = urlsplit(request.url).netloc if request is not None else "the server"
-    if isinstance(cause, requests.Timeout) or "Read timed out" in str(cause):
-        return f"{server} did not answer within {TIMEOUT} seconds"
-    if isinstance(cause, requests.exceptions.ChunkedEncodingError):
-        return f"{server} closed the connection too early"
-    if isinstance(cause, requests.ConnectionError):
-        return f"{server} cannot be reached"
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def download(url: str, target: Path, largest: int) -> None:
-    """Download `url` to `target` as it comes. Raises OSError for errors and more than `largest` bytes."""
-    with requests.get(url, timeout=TIMEOUT, stream=True) as answer, open(target, "wb") as file:
-        answer.raise_for_status()
-        for part in limited(answer.iter_content(1 << 20), largest, answer.request):
-            file.write(part)
-
-
-def fetch_zip(url: str, folder: Path) -> None:
-    """Fetch the article's zip into `folder`: from Google Drive with gdown, any web address, or a path.
-
-    Only a zip is kept, never a web page in its place. Raises SetupError with the reason and what to do.
+    Returns "dataset" (ARTICLE_NAME, "phantoms", or "own_" and the folder's name), the numbers of files
+    "article" (the article's bytes), "same_pixels" (its pixels in other bytes), and "other", and a
+    "sentence" about them. It is the article's only if no file of its two or four classes is another.
     """
-    request = requests.Session.request
-
-    def impatient(*arguments: object, **options: object) -> requests.Response:  # gdown 5 would wait forever
-        answer = request(*arguments, **{**options, "timeout": TIMEOUT})
-        parts = answer.iter_content
-        answer.iter_content = lambda *sizes, **named: limited(parts(*sizes, **named), LARGEST[".zip"], answer.request)
-        return answer
-
-    def write(scratch: Path) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https"):
-            shutil.copyfile(url2pathname(parts.path) if parts.scheme == "file" else url, scratch)
-        elif "drive.google.com" in url:
-            with mock.patch.object(requests.Session, "request", impatient):
-                gdown.download(url, str(scratch), use_cookies=False)
-        else:
-            download(url, scratch, LARGEST[".zip"])
-        if not scratch.exists() or not zipfile.is_zipfile(scratch):
-            raise OSError("the download is not a zip; it may be a page about a dead link or an exceeded quota")
-
-    try:
-        atomic_write(folder / ZIP_NAME, write)
-    except Exception as error:  # gdown 5 and 6 raise different ones
-        raise SetupError(
-            f"{url} cannot be downloaded ({reason_of(error)}). Open it in a browser and put the file into "
-            f"{folder.resolve()} as {ZIP_NAME}, or set COVID_XRAY_URL to a copy of it."
-        ) from None
-
-
-def unzip_images(archive: Path, folder: Path, trees: Sequence[str] = ("all", "two")) -> None:
-    """Unpack the folders `trees` of `archive` into `folder`, each whole or not at all; those there stay."""
-    try:
-        with (
-            zipfile.ZipFile(archive) as zipped,
-            tempfile.TemporaryDirectory(dir=folder, prefix=".unzip-") as scratch,
-        ):
-            for name in zipped.namelist():
-                if not all(map(is_safe, name.removesuffix("/").split("/"))):
-                    raise SetupError(
-                        f"{archive} holds {name!r}, which is not a safe file name. Do not use this archive."
-                    )
-            if sum(member.file_size for member in zipped.infolist()) > 4 * LARGEST[".zip"]:
-                raise SetupError(f"{archive} unpacks to more than 4 GB: it is not the article's data set.")
-            zipped.extractall(scratch)
-            for tree in trees:
-                if not (Path(scratch) / tree).is_dir():
-                    raise SetupError(f"{archive} has no folder {tree}/: it is not the article's data set.")
-                try:
-                    os.replace(Path(scratch) / tree, folder / tree)
-                except OSError:
-                    if not (folder / tree).is_dir():  # otherwise it was there, or another run was quicker
-                        raise
-    except SetupError:
-        raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise SetupError(
-            f"{archive} cannot be unpacked into {folder.resolve()}: {reason}. Fix that, and run again."
-        ) from None
-    except Exception as error:  # zipfile has many ways to say that a file is damaged
-        raise SetupError(f"{archive} is damaged ({error}). Delete it and run again.") from None
-
-
-def fetch_from_github(name: str, patient: str, target: Path) -> None:
-    """Fetch one image of the COVID-19 collection, or of the NIH ("nih-...") from its copy there.
-
-    Only what decodes is kept. Raises OSError, SetupError.
-    """
-    if patient.startswith("nih-"):
-        source = os.environ.get("COVID_XRAY_NIH_URL") or NIH_URL
-        url = f"{source}/{quote(f'X-Ray Image DataSet/No_findings/{name}')}"
+    listed = ARTICLE.assign(name=ARTICLE["split"] + "/" + ARTICLE["class"] + "/" + ARTICLE["filename"])
+    two = listed[listed["class"].isin(["covid", "normal"])]
+    named_alike = set(files) in (set(listed["name"]), set(two["name"]))
+    known = listed.set_index("name")[["git_blob", "pixels"]].T.to_dict("list")
+    found = {file: is_listed(folder / file, *known[file]) if file in known else "" for file in files}
+    counts = Counter(found.values())
+    dataset = "own_" + re.sub(r"[^\w-]", "_", folder.resolve().name)
+    n, article, same, other = len(files), counts["bytes"], counts["pixels"], counts[""]
+    if named_alike and not other:
+        dataset = ARTICLE_NAME
+        sentence = f"{article} of {n} files are the article's own, byte for byte."
+        if same:
+            alike = ", ".join(file for file in files if found[file] == "pixels")
+            sentence += f" {'One has' if same == 1 else f'{same} have'} the same pixels in other bytes: {alike}."
+    elif (folder.resolve().parent / "PHANTOMS.txt").exists():
+        dataset = "phantoms"
+        sentence = f"These {n} images are drawn phantoms, not X-rays. What follows says nothing about X-rays."
+    elif named_alike:
+        example = next(file for file in files if not found[file])
+        sentence = (
+            f"{n} files with the article's names, {other} of them other files, such as {example}. "
+            "So these are not the article's images, and the numbers below are not to be compared with its numbers."
+        )
     else:
-        source = os.environ.get("COVID_CHESTXRAY_URL") or COLLECTION_URL
-        url = f"{source}/images/{quote(name)}"
+        sentence = f"These are {n} images of your own."
+        if article:
+            sentence += f" {article} of them are the article's, byte for byte; it has {len(listed)}, or {len(two)}."
+    return {"dataset": dataset, "article": article, "same_pixels": same, "other": other, "sentence": sentence}
+
+
+# ------------------------------------------------------------------------------------------------ sources
+
+
+def reason_of(error: BaseException) -> str:
+    """Return in a few words why a download or a file failed; libraries are not quoted where it can be said."""
+    cause = error
+    while cause.__cause__ and not isinstance(cause, requests.RequestException):  # gdown wraps what went wrong
+        cause = cause.__cause__
+    if isinstance(cause, requests.Timeout) or "timed out" in str(cause):
+        return f"no answer within {TIMEOUT} seconds"
+    for kind, words in (
+        (requests.exceptions.SSLError, "its certificate is not trusted here; behind a proxy, set REQUESTS_CA_BUNDLE"),
+        (requests.exceptions.ProxyError, "the proxy that this machine is set to use does not let it through"),
+        (requests.exceptions.ChunkedEncodingError, "the connection was closed too early"),
+        (requests.ConnectionError, "it cannot be reached"),
+    ):
+        if isinstance(cause, kind):
+            return words
+    if isinstance(cause, requests.HTTPError):
+        status = cause.response.status_code
+        return f"HTTP {status}" + (", too many requests: wait some minutes" if status == 429 else "")
+    if isinstance(cause, OSError) and cause.strerror:
+        return f"{cause.filename}: {cause.strerror}" if cause.filename else cause.strerror
+    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+
+
+def fetch_zip(url: str, home: Path) -> None:
+    """Fetch a zip of the article's images into `home`, whole or not at all: from Google Drive with gdown, or HTTP.
+
+    A web page in its place (an exceeded quota, say) is not kept. Raises SetupError with the reason.
+    """
 
     def write(scratch: Path) -> None:
-        download(url, scratch, LARGEST["image"])
-        read_image(scratch)
+        if (urlsplit(url).hostname or "") == "drive.google.com":
+            link = re.sub(r"/file/d/([^/?]+).*", r"/uc?id=\1", url)
+            gdown.download(link, str(scratch), use_cookies=False)
+        else:
+            with requests.get(url, timeout=TIMEOUT, stream=True) as answer, open(scratch, "wb") as file:
+                answer.raise_for_status()
+                size = int(answer.headers.get("Content-Length", 154 << 20)) >> 20
+                for part in progress(answer.iter_content(1 << 20), "download, MB", size):
+                    file.write(part)
+        if not scratch.exists() or not zipfile.is_zipfile(scratch):
+            raise OSError("a web page, or half a file, came in place of the zip")
 
-    atomic_write(target, write)
-
-
-def fetch_kermany(name: str, target: Path) -> None:
-    """Fetch one image of the children from Kaggle: its train, test, and val folders are tried in turn."""
+    print(f"Downloading {url} (154 MB)")
     try:
-        kagglehub = importlib.import_module("kagglehub")
-    except ImportError:
-        raise SetupError("The children's X-rays come from Kaggle: `pip install kagglehub` and run again.") from None
-    kind, errors = "PNEUMONIA" if name.startswith("person") else "NORMAL", []
-    for split in ("train", "test", "val"):
-        try:
-            path = kagglehub.dataset_download(KAGGLE, path=f"chest_xray/{split}/{kind}/{name}")
-            read_image(Path(path))
-            return atomic_write(target, lambda scratch, path=path: shutil.copyfile(path, scratch))
-        except Exception as error:  # kagglehub has its own for each of its sources
-            errors.append(error)
-    raise next((e for e in errors if getattr(getattr(e, "response", None), "status_code", 0) != 404), errors[0])
+        atomic_write(home / ZIP_NAME, write)
+    except Exception as error:  # gdown 5 and 6 raise different ones
+        raise SetupError(f"{url} ({reason_of(error)})") from None
 
 
-def fetch_images(table: pd.DataFrame, folder: Path, what: str) -> list[str]:
-    """Fetch the images of `table` (filename, patient) that `folder` lacks, four at a time.
+def holds_images(folder: Path) -> bool:
+    """Tell whether `folder` has the two splits, train/ and test/."""
+    return (folder / "train").is_dir() and (folder / "test").is_dir()
 
-    Each is decoded before it is kept, so a second run goes on where the first one stopped. Returns the
-    names that their source does not have. Raises SetupError where it cannot be reached, or nothing can
-    be written.
+
+def unpack(archive: Path, home: Path, tree: str) -> None:
+    """Unpack the article's two/ and all/ into `home`, each in one step; those that are there stay.
+
+    GitHub's archive has them as data_two_class and data_four_class in a folder of its own. Raises
+    SetupError where `tree` is not among them, or nothing can be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [not (folder / name).exists() for name in table["filename"]]
-    rows = list(table.loc[missing, ["filename", "patient"]].itertuples(index=False))
-
-    def fetch(row: tuple[str, str]) -> str | None:
-        name, patient = row
-        try:
-            if patient.startswith("kermany"):
-                fetch_kermany(name, folder / name)
-            else:
-                fetch_from_github(name, patient, folder / name)
-        except Exception as error:
-            status = getattr(getattr(error, "response", None), "status_code", 0)
-            if status == 404 or "cannot be read as an image" in str(error):
-                return name
-            raise
-        return None
-
-    with ThreadPoolExecutor(4) as pool:
-        try:
-            return [name for name in progress(pool.map(fetch, rows), what, len(rows)) if name]
-        except SetupError:
-            raise
-        except Exception as error:
-            pool.shutdown(cancel_futures=True)
-            raise SetupError(
-                f"{what}: {reason_of(error)}. Images so far are kept in {folder}; run again to continue."
-            ) from None
+    try:
+        with tempfile.TemporaryDirectory(dir=home, prefix=".unzip-") as scratch, zipfile.ZipFile(archive) as zipped:
+            zipped.extractall(scratch)
+            places = [Path(scratch), *filter(Path.is_dir, Path(scratch).iterdir())]
+            for name, place in itertools.product(FOLDERS, places):
+                for source in filter(holds_images, (place / folder for folder in FOLDERS[name])):
+                    with contextlib.suppress(OSError):  # it is there, or another run was quicker; asked below
+                        os.replace(source, home / name)
+    except OSError as error:
+        raise SetupError(f"{archive} cannot be unpacked into {home.resolve()} ({reason_of(error)})") from None
+    except Exception as error:  # zipfile has many ways to say that a file is damaged
+        raise SetupError(f"{archive} is damaged ({reason_of(error)})") from None
+    if not holds_images(home / tree):
+        what = home / tree if (home / tree).exists() else archive
+        raise SetupError(f"{what} does not hold the article's images")
 
 
-def rebuild(home: Path, keep: bool = False) -> None:
-    """Build `home`/all and `home`/two from their public sources, as the list of images says.
+def find_images(tree: str, url: str | None = None, home: Path | None = None) -> Path:
+    """Return the folder whose train/ and test/ a lesson reads; download the images if need be.
 
-    Trees that are there are moved aside first, or with `keep` they stay. Images that a source no longer
-    has are named and left out; SetupError if they are more than one in ten.
+    tree: "two" or "all". Looks at COVID_XRAY_DATA (a folder with `tree`/train or train/), at `home`/`tree`,
+    at the zip in `home`, then downloads COVID_XRAY_URL (by default `url`, by default Google Drive), then
+    GitHub's archive of the same files. Raises SetupError that names what was tried. Never phantoms.
     """
-    print("The images come from their public sources: COVID-19 from GitHub, the children from Kaggle.")
-    pool = home / "public"
-    gone = fetch_images(ARTICLE, pool, "public sources")
-    if len(gone) > len(ARTICLE) / 10:
-        raise SetupError(f"{len(gone)} of {len(ARTICLE)} images are gone, such as {gone[0]}. Put the zip into {home}.")
-    if gone:
-        print(f"{len(gone)} images are no longer available and are left out: {', '.join(gone)}")
-    with tempfile.TemporaryDirectory(dir=home, prefix=".rebuild-") as scratch:
-        rows = ARTICLE.loc[~ARTICLE["filename"].isin(gone), ["split", "class", "filename"]]
-        for split, name, file in rows.values:
-            for tree in ("all", "two") if name in ("covid", "normal") else ("all",):
-                target = Path(scratch) / tree / split / name / file
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(pool / file, target)
-        for tree in ("all", "two"):
-            there = (home / tree).exists()  # asked first: another run may be about to put it there
-            if keep and holds_images(home / tree):
-                continue
-            if there:
-                aside = next(p for k in itertools.count(1) if not (p := home / f"{tree}.before-{k}").exists())
-                os.replace(home / tree, aside)
-                print(f"{home / tree} was there; it is now {aside}.")
-            try:
-                os.replace(Path(scratch) / tree, home / tree)
-            except OSError:
-                if not (keep and holds_images(home / tree)):  # otherwise another run was quicker
-                    raise
-    shutil.rmtree(pool, ignore_errors=True)
-
-
-def find_images(tree: str, url: str = DRIVE_URL, home: Path | None = None, drawn: bool = True) -> Path:
-    """Return the folder whose train/ and test/ a notebook reads; fetch the images if need be.
-
-    Looks at COVID_XRAY_DATA (which holds `tree`/train or train/), at `home`/`tree`, its zip, and its
-    phantoms (unless `drawn` is False), then downloads `url` (COVID_XRAY_URL overrides it), then goes to
-    the public sources.
-    """
-    home, url = home or data_home(), os.environ.get("COVID_XRAY_URL") or url
+    home = home or data_home()
     if setting := os.environ.get("COVID_XRAY_DATA"):
-        for folder in (Path(setting) / tree, Path(setting)):
+        given = Path(setting).expanduser()
+        for folder in (given / tree, given):
             if holds_images(folder):
                 return folder
         raise SetupError(f"COVID_XRAY_DATA is {setting!r}, which holds neither {tree}/train nor train/, beside test/.")
-    if not holds_images(home / tree):
-        if not (home / ZIP_NAME).exists():
-            if drawn and holds_images(home / "phantoms" / tree):
-                return home / "phantoms" / tree
+    if holds_images(home / tree):
+        return home / tree
+    if (home / ZIP_NAME).exists():
+        try:
+            unpack(home / ZIP_NAME, home, tree)
+        except SetupError as error:
+            raise SetupError(f"{error}. Mend that or move it away, and run again.") from None
+        return home / tree
+    tried = []
+    for source in (os.environ.get("COVID_XRAY_URL") or url or DRIVE_URL, GITHUB_URL):
+        try:
+            fetch_zip(source, home)
             try:
-                fetch_zip(url, home)
-            except SetupError as first:
-                print(first)
-                try:
-                    rebuild(home, keep=True)
-                except (SetupError, OSError) as second:
-                    if not holds_images(home / tree):  # otherwise another run was quicker
-                        raise SetupError(f"{first} The public sources fail, too: {second}") from None
-                return home / tree
-        unzip_images(home / ZIP_NAME, home)
-    return home / tree
+                unpack(home / ZIP_NAME, home, tree)
+            except SetupError as error:
+                (home / ZIP_NAME).unlink(missing_ok=True)  # of no use, and the next run would stop at it
+                raise SetupError(f"{source} ({error})") from None
+            return home / tree
+        except SetupError as error:
+            print(f"No images from {error}")
+            tried.append(str(error))
+    raise SetupError(
+        f"No images. Tried: {'; '.join(tried)}. Open one address in a browser and put the zip into {home.resolve()} "
+        f"as {ZIP_NAME}, or set COVID_XRAY_DATA to a folder that holds train/ and test/."
+    )
 
 
-def find_controls(folder: Path, kind: str = "controls", class_names: Sequence[str] = ("covid",)) -> pd.DataFrame:
-    """Return the X-rays of patients without COVID-19 below `folder`/`kind`, a row each.
+def find_controls(kind: str, folder: Path, dataset: str, home: Path | None = None) -> pd.DataFrame:
+    """Return X-rays of patients without COVID-19, a row each.
 
-    `kind` is "controls", other diseases in the COVID-19 images' own collection, or "nih_no_finding",
-    X-rays of the NIH without a finding. Columns: file, filename, group (of findings), patient. Missing
-    ones are unzipped from `folder`/`kind`.zip or fetched. The table is empty, with a printed message,
-    where none can be had; it is empty for classes that are not the article's. A `kind`.csv beside the
-    images replaces the project's own list.
+    kind: "controls", other diseases in the COVID-19 images' own collection, or "nih_no_finding", adults
+    without a finding, from the NIH. folder, dataset: as find_images and check_files give them. Columns:
+    file (its path), filename, group (of findings), answer (the class that is right, "" for none),
+    patient, and what else the list knows (age, sex, view).
+
+    The article's data set has them in `home`/`kind`, from `home`/`kind`.zip or fetched from GitHub, each
+    checked by its blob. Phantoms bring their own. The table is empty for your own images. A printed
+    message says how many cannot be had.
     """
-    pictures = folder / kind
-    table = CONTROLS[kind].rename(columns={"class": "group"})
-    is_drawn = (folder / "PHANTOMS.txt").exists() and not pictures.exists()  # by an older version
-    if is_drawn or "covid" not in class_names or not set(class_names) <= set(LABELS):
-        return table[:0].assign(file=[])
+    table, pictures = CONTROLS[kind].rename(columns={"class": "group"}), (home or data_home()) / kind
+    if dataset == "phantoms":
+        pictures = folder.resolve().parent / kind
+        listing = pictures / f"{kind}.csv"
+        table = pd.read_csv(listing, dtype=str, keep_default_na=False) if listing.exists() else table[:0]
+    elif dataset == ARTICLE_NAME:
+        table = table[fetch_controls(table, pictures)]
+    else:
+        table = table[:0]
+    table = table.reset_index(drop=True)
+    answers = table["group"].map(RIGHT_ANSWERS).fillna("")
+    if "xray" in table:
+        answers = answers.where(table["xray"] != "normal", "")  # filed as pneumonia, recorded as a normal X-ray
+    return table.assign(answer=answers, file=[pictures / name for name in table["filename"]])
+
+
+def fetch_controls(table: pd.DataFrame, pictures: Path) -> np.ndarray:
+    """Fetch the images of `table` into the folder `pictures`, four at a time; returns bool (n,): who is there.
+
+    Those that are there and right stay. Each new one is written only if its blob is right. Prints why
+    some are missing.
+    """
+    rows, failures = list(table.itertuples(index=False)), []
+
+    def is_right(row: tuple) -> bool:
+        path = pictures / row.filename
+        return path.is_file() and bool(is_listed(path, row.git_blob, row.pixels))
+
+    def fetch(row: tuple) -> bool:
+        url = f"{RAW_URL}/{row.repository}/{row.commit}/{quote(row.path)}"
+
+        def write(scratch: Path) -> None:
+            answer = requests.get(url, timeout=TIMEOUT)
+            answer.raise_for_status()
+            scratch.write_bytes(answer.content)
+            if git_blob(scratch) != row.git_blob:
+                raise OSError("what came is another file")
+
+        try:
+            if len(failures) < MOST_FAILURES:
+                atomic_write(pictures / row.filename, write)
+                return True
+        except Exception as error:
+            failures.append(f"{url} ({reason_of(error)})")
+        return False
+
+    archive = pictures.with_name(f"{pictures.name}.zip")
     try:
-        if (pictures / f"{kind}.csv").exists():
-            table = table[:0]  # the project's own list does not hold here, even if this one cannot be read
-            own = pd.read_csv(pictures / f"{kind}.csv", dtype=str, keep_default_na=False)
-            if not {"filename", "group", "patient"} <= set(own):
-                raise SetupError(f"{pictures / kind}.csv needs the columns filename, group, and patient.")
-            table = own
-        else:
-            if not pictures.exists() and (folder / f"{kind}.zip").exists():
-                unzip_images(folder / f"{kind}.zip", folder, [kind])
-            if gone := fetch_images(table, pictures, kind):
-                print(f"{len(gone)} of {len(table)} {kind} are not available.")
-    except (SetupError, OSError, ValueError) as error:
-        print(f"Not all {kind} are available. {error}")
-    there = [is_safe(name) and (pictures / name).is_file() for name in table["filename"]]
-    table = table[np.array(there, bool)].reset_index(drop=True)
-    return table.assign(file=[pictures / name for name in table["filename"]])
+        with zipfile.ZipFile(archive) as zipped:
+            for row in itertools.filterfalse(is_right, rows):
+                with contextlib.suppress(KeyError):  # it is not in the zip
+                    zipped.extract(f"{pictures.name}/{row.filename}", pictures.parent)
+    except FileNotFoundError:
+        pass
+    except Exception as error:
+        print(f"{archive} is not used ({reason_of(error)}).")
+    there = np.array([is_right(row) for row in rows], bool)
+    missing = np.flatnonzero(~there)
+    with ThreadPoolExecutor(4) as pool:
+        fetched = pool.map(fetch, [rows[index] for index in missing])
+        there[missing] = list(progress(fetched, pictures.name, len(missing)))
+    if failures:
+        print(
+            f"{np.sum(~there)} of {len(rows)} {pictures.name} are missing: {failures[0]}. "
+            "The lesson goes on without them. Check the network, and run again."
+        )
+    return there
 
 
-# ------------------------------------------------------------------------------- images and tables
-
-LABELS = {
-    "covid": "COVID-19",
-    "normal": "normal",
-    "pneumonia_bac": "bacterial pneumonia",
-    "pneumonia_vir": "viral pneumonia",
-}
-RIGHT_ANSWERS = {
-    "no finding": "normal",
-    "bacterial pneumonia": "pneumonia_bac",
-    "viral pneumonia": "pneumonia_vir",
-}
+# ----------------------------------------------------------------------------------------- pixels
 
 
-def label_of(class_name: str) -> str:
-    """Return what figures and tables call a class; a class of your own keeps its folder's name."""
-    return LABELS.get(class_name, class_name)
+def decode(path: Path) -> np.ndarray:
+    """Decode an image file as RGB, uint8 or uint16 (height, width, 3).
 
-
-def read_images(paths: Sequence[Path], size: int) -> np.ndarray:
-    """Decode image files once: uint8 (n, size, size, 3), RGB, 0 to 255.
-
-    They are resized as in the article: each pixel becomes its nearest neighbor.
+    Raises SetupError for what is no image, is damaged, or is of a kind that would be read wrongly.
     """
-    nearest = cv2.INTER_NEAREST_EXACT
-    images = [cv2.resize(read_image(path), (size, size), interpolation=nearest) for path in paths]
-    return np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
+    data = read_bytes(path)
+    for kind, found in (("DICOM", data[128:132] == b"DICM"), ("HEIC or AVIF", data[4:8] == b"ftyp")):
+        if found:
+            raise SetupError(f"{path} is a {kind} file, which is not read here. {SAVE_AS}")
+    image = None
+    try:
+        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            image = decode_tiff(data, path)
+        else:
+            image = decode_any(data)
+        if image.dtype in (np.uint8, np.uint16):
+            return image
+    except SetupError:
+        raise
+    except Exception:  # OpenCV and Pillow have many ways to say that they cannot
+        with contextlib.suppress(cv2.error):
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is not None:
+        raise SetupError(f"{path} holds pixels of a kind that is not read here ({image.dtype}). {SAVE_AS}")
+    raise SetupError(f"{path} cannot be read as an image. Replace or delete it, then run again.")
 
 
-def thumbnail(path: Path, longest: int = 260) -> np.ndarray:
-    """Read an image and shrink it, its proportions kept, to at most `longest` pixels a side."""
-    image = read_image(path)
-    scale = min(1, longest / max(image.shape[:2]))
-    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+def decode_tiff(data: bytes, path: Path) -> np.ndarray:
+    """Decode a TIFF's content as decode does; of its many kinds OpenCV misreads some without a word."""
+    with PIL.Image.open(io.BytesIO(data)) as picture:
+        tags = picture.tag_v2
+        bits, unsigned = max(tags.get(258, (1,))), set(tags.get(339, (1,))) == {1}
+        white_is_zero, planes_apart = tags.get(262) == 0, tags.get(284) == 2
+        if bits <= 8 and unsigned:
+            return np.asarray(picture.convert("RGB"))
+    if bits != 16 or not unsigned or planes_apart:
+        raise SetupError(f"{path} holds pixels of a kind that is not read here ({bits} bits). {SAVE_AS}")
+    return ~decode_any(data) if white_is_zero else decode_any(data)
+
+
+def decode_any(data: bytes) -> np.ndarray:
+    """Decode a file's content with OpenCV as RGB, in its own depth; IMREAD_COLOR_RGB would garble 16-bit TIFF."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def bits_in_use(image: np.ndarray) -> int:
+    """Return how many bits, 8 to 16, hold all but the brightest 1% of a 16-bit image: a marker changes nothing."""
+    step = max(1, min(image.shape[:2]) // 500)
+    return max(8, int(np.quantile(image[::step, ::step], 0.99)).bit_length())
+
+
+def to_8_bits(image: np.ndarray, bits: int) -> np.ndarray:
+    """Return the highest eight of `bits` bits of a 16-bit image; what is brighter becomes white."""
+    return np.minimum(image >> (bits - 8), 255).astype(np.uint8)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read an image file as RGB, uint8 (height, width, 3), 0 to 255.
+
+    Gray, palette, RGBA, and CMYK files become RGB; of 16-bit ones the highest eight bits in use are
+    kept. Raises SetupError where the file holds no image, or one that would be read wrongly.
+    """
+    image = decode(path)
+    return image if image.dtype == np.uint8 else to_8_bits(image, bits_in_use(image))
+
+
+def shrink_images(files: Sequence[Path], names: Sequence[str], folder: Path, size: int) -> list[str]:
+    """Shrink images once: each of `files` becomes `folder`/NAME.png, (size, size, 3), for its NAME in `names`.
+
+    Each pixel becomes its nearest neighbor, as in the article. All 16-bit images keep the same eight
+    bits, the highest that any of them uses. Returns the names with ".png". Raises SetupError.
+    """
+    deep = {}  # 16-bit images wait for the bits of the whole set
+
+    def write(name: str, image: np.ndarray) -> None:
+        target = folder / f"{name}.png"
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
+        except OSError as error:
+            raise SetupError(f"{target} cannot be written: {error.strerror}.") from None
+
+    for path, name in progress(zip(files, names), "shrink images", len(files)):
+        image = cv2.resize(decode(path), (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
+        write(name, image)
+        if image.dtype == np.uint16:
+            deep[name] = bits_in_use(image)
+    for name in deep:
+        write(name, to_8_bits(decode(folder / f"{name}.png"), max(deep.values())))
+    return [f"{name}.png" for name in names]
+
+
+# ------------------------------------------------------------------------------------ tables
+
+
+def walk(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the images below `folder`, in Keras's order, and the files that are not read; hidden ones are neither.
+
+    Names are relative to `folder`, with slashes. Raises SetupError for a folder that cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise SetupError(f"{error.filename} cannot be listed: {error.strerror}.")
+
+    images, others = [], []
+    if not folder.is_dir():
+        return images, others
+    for root, _, files in sorted(os.walk(folder, onerror=refuse)):
+        for name in sorted(files):  # Windows would ignore case, Keras does not
+            path = Path(root, name).relative_to(folder)
+            if any(part[0] == "." for part in path.parts) or name.lower() in NO_IMAGES:
+                continue
+            (images if path.suffix.lower() in IMAGE_SUFFIXES else others).append(path.as_posix())
+    return images, others
+
+
+def list_classes(folder: Path, split: str) -> list[str]:
+    """Return the class names, which are the folders in `folder`/`split`; hidden ones are passed over."""
+    try:
+        return sorted(p.name for p in (folder / split).iterdir() if p.is_dir() and p.name[0] != ".")
+    except OSError as error:
+        raise SetupError(f"{error.filename} cannot be listed: {error.strerror}.") from None
+
+
+def list_table(folder: Path, validation_split: float = 0.2, class_names: Sequence[str] | None = None) -> pd.DataFrame:
+    """List the images of `folder`/train and `folder`/test, a row each, and say what is odd about them.
+
+    Columns: file (relative to `folder`), class, label (0, 1, ... in the order of `class_names`, by default
+    the sorted folders), split ("train", "validation", "test"), patient. The order is Keras's
+    (flow_from_directory), and so is the split: the first `validation_split` of each class by file name
+    validate. Prints which files are not read and which are equal. Raises SetupError where a class has no
+    image, or none is left to validate on.
+    """
+    folder = Path(folder)
+    names = list(class_names or sorted({*list_classes(folder, "train"), *list_classes(folder, "test")}))
+    if len(names) < 2:
+        raise SetupError(f"{folder / 'train'} needs two or more class folders, and has {len(names)}.")
+    rows, unread = [], []
+    for split, (label, name) in itertools.product(("train", "test"), enumerate(names)):
+        images, others = walk(folder / split / name)
+        unread += [f"{split}/{name}/{other}" for other in others]
+        if not images:
+            raise SetupError(f"{folder / split / name} holds no image. Every class needs some in train/ and in test/.")
+        held_out = int(validation_split * len(images)) if split == "train" else 0
+        for index, image in enumerate(images):
+            rows.append((f"{split}/{name}/{image}", name, label, "validation" if index < held_out else split))
+    table = pd.DataFrame(rows, columns=["file", "class", "label", "split"])
+    if validation_split and "validation" not in set(table["split"]):
+        raise SetupError(f"{folder} has no image to validate on. Put five or more images of a class into train/.")
+    table["patient"] = patients_of(folder, table["file"])
+    report_unread(folder, unread)
+    report_equal(folder, table)
+    return table
+
+
+def report_unread(folder: Path, unread: Sequence[str]) -> None:
+    """Print, by kind, how many files of the class folders are not read, and images elsewhere in `folder`."""
+    kinds = Counter(Path(name).suffix.lower() or "no ending" for name in unread)
+    if kinds:
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        print(f"{len(unread)} files are not read, such as {unread[0]} ({listed}). {SAVE_AS}")
+    for place in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
+        with contextlib.suppress(OSError, SetupError):  # another folder that cannot be listed does not matter
+            images = walk(place)[0]
+            loose = [name for name in images if "/" not in name]
+            if place.name in ("train", "test") and loose:
+                print(f"{len(loose)} images in {place.name}/ are in no class folder, such as {loose[0]}. Not read.")
+            elif place.name not in ("train", "test") and images:
+                print(
+                    f"{len(images)} images in {place.name}/ are not read. Put images into train/CLASS and test/CLASS."
+                )
+
+
+def report_equal(folder: Path, table: pd.DataFrame) -> None:
+    """Print how many files have the same bytes as one in another split or class, with an example."""
+    try:
+        sizes = [(folder / file).stat().st_size for file in table["file"]]
+    except OSError as error:
+        raise SetupError(f"{error.filename} cannot be read: {error.strerror}.") from None
+    alike = table[pd.Series(sizes).duplicated(keep=False).to_numpy()]
+    blobs = [git_blob(folder / file) for file in alike["file"]]
+    mixed = [rows for _, rows in alike.groupby(blobs) if rows["split"].nunique() > 1 or rows["class"].nunique() > 1]
+    if mixed:
+        first, second = mixed[0].drop_duplicates(["split", "class"])["file"][:2]
+        print(
+            f"{sum(map(len, mixed))} files are equal, byte for byte, to one in another split or class, such as "
+            f"{first} and {second}. Keep one of each, or results mean little."
+        )
 
 
 def patients_of(folder: Path, files: Sequence[str]) -> list[str]:
     """Return the patient of each file, named relative to `folder`.
 
     The article's images are known by name. For others, patients.csv (file, patient) in `folder` says;
-    a file that neither names counts as a patient of its own.
+    a file that neither names counts as a patient of its own. A row may name its file as train/a/1.png,
+    by its whole path, or as 1.png where only one file has that name. Prints how many rows match no file
+    and how many files have no row. Raises SetupError for a file with two patients.
     """
     known = dict(zip(ARTICLE["filename"], ARTICLE["patient"]))
+    who = [known.get(posixpath.basename(file), file) for file in files]
     listing = folder / "patients.csv"
-    if listing.exists():
-        try:
-            table = pd.read_csv(listing, dtype=str, encoding="utf-8", keep_default_na=False)
-            own = {file.replace("\\", "/"): who for file, who in zip(table["file"], table["patient"]) if who}
-            known |= own
-            if missing := [file for file in own if "/" in file and not (folder / file).exists()]:
-                print(f"{len(missing)} files of {listing} are not here, such as {missing[0]}.")
-        except (KeyError, ValueError) as error:
-            raise SetupError(f"{listing} needs the columns file and patient ({error}).") from None
-    return [str(known.get(file, known.get(file.split("/")[-1], file))) for file in files]
+    if not listing.exists():
+        return who
+    try:
+        table = pd.read_csv(io.BytesIO(read_bytes(listing)), dtype=str, encoding="utf-8-sig", keep_default_na=False)
+        table = table.rename(columns=str.strip)
+        rows = [(file, str(patient).strip()) for file, patient in zip(table["file"], table["patient"])]
+    except (KeyError, ValueError, AttributeError):
+        raise SetupError(f"{listing} needs the columns file and patient, in UTF-8, separated by commas.") from None
+
+    starts = [normalized(str(place)) + "/" for place in (folder.resolve(), folder.absolute(), folder)]
+    places: dict[str, list[int]] = {}
+    for index, file in enumerate(files):
+        places.setdefault(normalized(file), []).append(index)
+        places.setdefault(normalized(posixpath.basename(file)), []).append(index)
+    told, strangers = {}, []
+    for file, patient in rows:
+        key = normalized(file)
+        key = next((key.removeprefix(start) for start in starts if key.startswith(start)), key)
+        found = places.get(key, [])
+        if len(found) > 1:
+            raise SetupError(f"{listing}: {file} is the name of {len(found)} files. Name each as train/CLASS/FILE.")
+        if not found and not (folder / key).is_file():  # it may be of a class that is not asked for
+            strangers.append(file)
+        elif found and patient and told.setdefault(found[0], patient) != patient:
+            both = f"{told[found[0]]!r} and {patient!r}"
+            raise SetupError(f"{listing}: {files[found[0]]} has two patients, {both}. Correct one of the rows.")
+    if strangers:
+        print(f"{len(strangers)} of {len(rows)} rows of patients.csv match no image, such as {strangers[0]!r}.")
+    unlisted = [file for index, file in enumerate(files) if index not in told]
+    if unlisted:
+        print(
+            f"{len(unlisted)} of {len(files)} images have no patient in patients.csv, such as {unlisted[0]}. "
+            "Each counts as a patient of its own."
+        )
+    return [told.get(index, patient) for index, patient in enumerate(who)]
 
 
-def load_images(
-    folder: Path, size: int = 150, validation_split: float = 0.2, class_names: Sequence[str] | None = None
-) -> tuple[np.ndarray, pd.DataFrame]:
-    """Decode every image of `folder`/train and `folder`/test once.
-
-    Returns the images, uint8 (n, size, size, 3), RGB, 0 to 255, and a table with a row for each:
-    file (relative to `folder`), class, label (0, 1, ... in the order of `class_names`, by default the
-    sorted folders), split ("train", "validation", "test"), patient. As in Keras, the first
-    `validation_split` of each class by file name validate. Raises SetupError where a class has no image.
-    """
-    names = list(class_names or sorted({*list_classes(folder, "train"), *list_classes(folder, "test")}))
-    if len(names) < 2:
-        raise SetupError(f"{folder / 'train'} needs two or more class folders, and has {len(names)}.")
-    rows = []
-    for split, (label, name) in itertools.product(("train", "test"), enumerate(names)):
-        paths = list_images(folder / split / name)
-        if not paths:
-            raise SetupError(f"{folder / split / name} holds no image. Every class needs some in train/ and in test/.")
-        held_out = int(validation_split * len(paths)) if split == "train" else 0
-        for index, path in enumerate(paths):
-            part = "validation" if index < held_out else split
-            rows.append((f"{split}/{name}/{path.name}", name, label, part))
-    table = pd.DataFrame(rows, columns=["file", "class", "label", "split"])
-    if "validation" not in set(table["split"]):
-        raise SetupError(f"{folder} has no image to validate on. Put five or more images of a class into train/.")
-    table["patient"] = patients_of(folder, table["file"])
-    return read_images([folder / file for file in table["file"]], size), table
+def normalized(name: str) -> str:
+    """Return a file's name in one form: slashes, no ./ and no blanks around it, Unicode composed, case as it is."""
+    return posixpath.normpath(unicodedata.normalize("NFC", name.strip()).replace("\\", "/"))
 
 
-def count_images(table: pd.DataFrame) -> pd.DataFrame:
+def count_table(table: pd.DataFrame) -> pd.DataFrame:
     """Count the images of each class and split and, in parentheses, the patients they show."""
     counts = table.groupby(["class", "split"], sort=False)["patient"].agg(["size", "nunique"])
     text = counts["size"].astype(str) + " (" + counts["nunique"].astype(str) + ")"
-    text = text.unstack(fill_value="0 (0)")[["train", "validation", "test"]]
+    text = text.unstack(fill_value="0 (0)").reindex(columns=["train", "validation", "test"], fill_value="0 (0)")
     text = text.rename(index=label_of, columns=lambda split: f"{split}: images (patients)")
     return text.rename_axis(index=None, columns=None)
-
-
-def cases(table: pd.DataFrame, dataset: str) -> dict[str, list[str]]:
-    """Return the classes of each case: the article's three and four, or all folders of other data."""
-    names = list(dict.fromkeys(table["class"]))
-    return {"three": names[:3], "four": names} if names == list(LABELS) else {dataset.replace(".", "_"): names}
