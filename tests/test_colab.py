@@ -1,19 +1,19 @@
-"""Colab's situation: its versions of everything, a folder that holds the notebooks and nothing else, and a URL."""
+"""Colab's situation: its versions of everything, and a folder that holds one notebook and nothing else."""
 
 import json
 import os
-import shutil
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import BINARY, MULTI, ROOT, execute, outputs_of
+from conftest import BINARY, MULTI, QUICK, QUICK_MULTI, ROOT, copy_with, execute, outputs_of
 
 pytestmark = pytest.mark.colab
 ENVIRONMENT = ROOT / ".venv-colab"
-MULTI_CASES = [f"{case}{kind}" for case in ("three", "four") for kind in ("", "_gentle", "_none", "_fine_tuned")]
+WANTED = ROOT / "tests" / "requirements-colab.txt"
 
 
 def new_enough(python):
@@ -34,39 +34,54 @@ def python():
     base = next((candidate for candidate in candidates if new_enough(candidate)), None)
     if base is None:
         pytest.skip("Colab's versions need Python 3.11 to 3.13, and none is here")
-    wanted, installed = ROOT / "tests" / "requirements-colab.txt", ENVIRONMENT / "installed"
+    installed = ENVIRONMENT / "installed"
     python = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin") / "python"
-    if not installed.exists() or installed.stat().st_mtime < wanted.stat().st_mtime:
+    if not installed.exists() or installed.stat().st_mtime < WANTED.stat().st_mtime:
         subprocess.run([base, "-m", "venv", "--clear", str(ENVIRONMENT)], check=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(wanted)]
+        install = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", "-r", str(WANTED)]
         subprocess.run(install, check=True)
         installed.touch()
     return str(python)
 
 
-def test_both_notebooks_at_once_in_one_folder(python, archive, server, tmp_path):
-    """Two runs share a folder, a download, and a cache of views, and lose nothing."""
-    home = tmp_path / "content"
-    home.mkdir()
-    settings = {"COVID_XRAY_URL": server.put("/data.zip", archive.read_bytes()), "COVID_CHESTXRAY_URL": server.url}
-    settings |= {"COVID_XRAY_NIH_URL": server.url, "VGG16_WEIGHTS": "random", "NUM_EPOCHS": "2"}
-    settings |= {"VIEWS_PER_IMAGE": "2", "FINE_TUNE_EPOCHS": "1"}
-    for notebook in (BINARY, MULTI):
-        shutil.copy(notebook, home)
+def test_each_notebook_alone(python, tree, weights, tmp_path):
+    """Both lessons run to the end, side by side, on images of COVID_XRAY_DATA, and write into their output alone."""
+    places = {"COVID_XRAY_DATA": str(tree), "VGG16_WEIGHTS": str(weights)}
 
-    def run(notebook):
-        return execute(home / notebook.name, home, tmp_path / notebook.stem, python, **settings)
+    def run(notebook, settings):
+        home = tmp_path / notebook.stem
+        copy = copy_with(notebook, home, settings)
+        return home, execute(copy, home, tmp_path / f"{notebook.stem}-page", python, **places)
 
     with ThreadPoolExecutor(2) as pool:
-        pages = list(pool.map(run, (BINARY, MULTI)))
-    assert [outputs_of(cells, "error") for cells in pages] == [[], []]
-    binary, multi = (json.loads((home / "output" / f"{name}.json").read_text()) for name in ("binary", "multi"))
-    colab = dict(
-        line.split("==") for line in (ROOT / "tests" / "requirements-colab.txt").read_text().split() if "==" in line
-    )
-    for results, name, cases in ((binary, "two", ["binary"]), (multi, "all", MULTI_CASES)):
-        assert results["versions"]["tensorflow"] == colab["tensorflow"]
-        assert results["versions"]["keras"] == colab["keras"]
-        assert results["dataset"] == name and results["weights"] == "random"
-        assert sorted(results["cases"]) == sorted(cases)
-    assert binary["cases"]["binary"]["test"]["n"] == 4 and multi["cases"]["four"]["test"]["n"] == 8
+        (binary, binary_page), (multi, multi_page) = pool.map(run, (BINARY, MULTI), (QUICK, QUICK_MULTI))
+    pinned = dict(line.split("==") for line in WANTED.read_text().splitlines() if "==" in line)
+    for home, page, name in ((binary, binary_page, "binary"), (multi, multi_page, "multi")):
+        assert outputs_of(page, "error") == []
+        results = json.loads((home / "output" / f"{name}.json").read_text(encoding="utf-8"))
+        assert results["dataset"] == "phantoms" and results["cases"] and results["trust"]
+        for package in ("tensorflow", "keras"):
+            assert results["versions"][package] == pinned[package]
+        assert {path.name for path in home.iterdir()} <= {f"{home.name}.ipynb", "output", "data"}
+        assert [path.name for path in (home / "output").glob("toolbox-*")] == [toolbox_of(home)]
+
+
+def toolbox_of(home):
+    """The name of the folder that the toolbox cell of the notebook in `home` unpacks into."""
+    (notebook,) = home.glob("*.ipynb")
+    return re.search(r"toolbox-[0-9a-f]{12}", notebook.read_text(encoding="utf-8"))[0]
+
+
+def test_another_toolbox_beside_the_notebook_is_not_taken(python, tmp_path):
+    """A reader's own xray.py, an older copy, and one for another notebook stay where they are."""
+    for place in (".", "output/toolbox-000000000000"):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / "xray.py").write_text("raise RuntimeError('an older toolbox')", encoding="utf-8")
+    notebook = json.loads(MULTI.read_text(encoding="utf-8"))
+    (toolbox,) = (cell for cell in notebook["cells"] if cell["id"] == "toolbox")
+    source = ["from pathlib import Path\n", "HOME, OUTPUT = Path('.'), Path('output')\n", *toolbox["source"]]
+    source += ["\n", "import xray\n", "print(xray.__file__)"]
+    notebook["cells"] = [toolbox | {"source": source}]
+    (tmp_path / MULTI.name).write_text(json.dumps(notebook), encoding="utf-8")
+    cells = execute(tmp_path / MULTI.name, tmp_path, tmp_path / "page", python)
+    assert outputs_of(cells, "error") == [] and toolbox_of(tmp_path) in outputs_of(cells, "stream")[-1]
