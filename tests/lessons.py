@@ -1,4 +1,4 @@
-"""Run single cells of the lessons: what they define in the open is tested and measured as it stands there."""
+"""Run cells of the lessons by their ids: what they define in the open is tested and measured as it stands there."""
 
 import json
 from pathlib import Path
@@ -8,16 +8,44 @@ BINARY = ROOT / "notebooks" / "Covid19_GradientCrescent_Binary.ipynb"
 MULTI = ROOT / "notebooks" / "Covid19_GradientCrescent_Multi.ipynb"
 
 
+def code_cells(notebook):
+    """Return the source of each code cell by its id, in their order."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return {cell["id"]: "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"}
+
+
 def cell(notebook, name):
-    """Return the source of the cell whose id is `name`."""
+    """Return the source of the cell whose id is `name`, of code or of text."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     (source,) = ("".join(cell["source"]) for cell in cells if cell["id"] == name)
     return source
+
+
+def run_cell(notebook, name, variables):
+    """Run one cell on `variables`, which it changes."""
+    exec(compile(cell(notebook, name), f"{notebook.stem}, cell {name}", "exec"), variables)
 
 
 def run_cells(notebook, *names, **given):
     """Run the cells `names` in this order, with the variables `given`; return all variables."""
     variables = dict(given)
     for name in names:
-        exec(compile(cell(notebook, name), f"{notebook.stem}, cell {name}", "exec"), variables)
+        run_cell(notebook, name, variables)
+    return variables
+
+
+def run_lesson(notebook, settings, last=None, before=lambda name, variables: None):
+    """Run a lesson from its top to the cell `last`, or to its end; return all variables.
+
+    settings: what replaces the lesson's own, or what its imports gave. before: called before each cell.
+    """
+    variables = {}
+    for name in code_cells(notebook):
+        before(name, variables)
+        if name != "toolbox":
+            run_cell(notebook, name, variables)
+        if name == "settings":
+            variables.update(settings)
+        if name == last:
+            break
     return variables
