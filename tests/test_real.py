@@ -78,13 +78,14 @@ def check_contrast(folder, n):
     assert len(paths) == n
     for path in paths:
         image = cv2.imread(str(path))
-        assert image.shape == (150, 150, 3) and np.std(image) > 10 and 10 < np.mean(image) < 245, path.name
+        assert image.shape == (150, 150, 3) and np.std(image) > 20 and 40 < np.mean(image) < 210, path.name
 
 
 def test_binary(clone):
     """The whole lesson as it stands: the ranges that true runs span, and the committed numbers, nearly."""
     results, cells = run(clone, BINARY)
     check_files(results, cells, 148)
+    check_contrast(clone / "output" / "binary_images" / "train", 130)
     trust, case = results["trust"], results["cases"]["binary"]
     history, test = case["history"], case["test"]
     assert (test["n"], test["patients"]) == (18, 14) and len(history["loss"]) == 20
@@ -140,8 +141,7 @@ def test_multi(clone):
     """Multi with few views and epochs: what it finds points the same way. The ranges are those of such runs."""
     results, cells = run(clone, MULTI, VIEWS_PER_IMAGE=2, NUM_EPOCHS=20, FINE_TUNE_EPOCHS=2)
     check_files(results, cells, 306)
-    for split, n in (("train", 270), ("test", 36)):
-        check_contrast(clone / "output" / "multi_images" / split, n)
+    check_contrast(clone / "output" / "multi_images" / "train", 270)
     trust, cases = results["trust"], results["cases"]
     ranges = {"": (0.4, 0.95), "_gentle": (0.5, 1), "_none": (0.5, 0.95), "_fine_tuned": (0.4, 0.95)}
     assert len(cases) == 8

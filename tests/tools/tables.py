@@ -343,13 +343,17 @@ def chance_swap() -> str:
 KEPT = 18 * 306 + 163  # images whose features Multi keeps: 16 views, as they are, and center black; controls
 
 
+def seconds_an_image() -> float:
+    """Return seconds an image in Part 1 of Binary: reading, augmentation, VGG16, and the head's step."""
+    times = load("bench")["lessons"]["Binary"]["first"]
+    return (times["first_accuracy"] - times["first_epoch"]) / (19 * 130)  # epochs after the first, images
+
+
 def seconds_of_lessons() -> dict[str, float]:
     """Return the seconds of each lesson with nothing kept; Multi's are calculated from its second time."""
-    bench = load("bench")
-    multi = bench["lessons"]["Multi"]
-    first = multi["first"]["end"] if "first" in multi else 0
-    calculated = multi["second"]["end"] + KEPT * bench["image"]["ms"]["extraction"] / 1000
-    return {"Binary": bench["lessons"]["Binary"]["first"]["end"], "Multi": first or calculated}
+    lessons = load("bench")["lessons"]
+    multi = lessons["Multi"]["second"]["end"] + KEPT * seconds_an_image()
+    return {"Binary": lessons["Binary"]["first"]["end"], "Multi": multi}
 
 
 def minutes() -> str:
@@ -370,37 +374,14 @@ def speed_machine() -> str:
 FLAGS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bfloat16", "amx_tile": "AMX"}
 
 
-def speed_image() -> str:
-    """Return milliseconds an image: VGG16 alone, in fit, in extract_features."""
-    found = load("bench")["image"]
-    names = {"bare": "forward pass alone", "fit": "in `fit`, on generators", "extraction": "in `extract_features`"}
-    rows = []
-    for key, label in names.items():
-        ratio = f"{found['ratio'][key]:.2f}" if key in found["ratio"] else "1"
-        rows.append([label, f"{found['ms'][key]:.0f} ms", ratio])
-    alone = found["alone"]
-    without = f"{alone['without_onednn']:.0f} ms"
-    rows.append(["forward pass without oneDNN", without, ratio_of(alone, "without_onednn")])
-    return as_table(["an image of 150 × 150 pixels, float32", "time", "over the forward pass"], rows)
-
-
-def ratio_of(alone: dict, key: str) -> str:
-    """Return the ratio of a bare pass, each measured in a process of its own, to that of float32."""
-    return f"{alone[key] / alone['float32']:.2f}"
-
-
 def speed_lessons() -> str:
     """Return seconds from the start of a lesson to its first results, and its peak of memory."""
     lessons = load("bench")["lessons"]
     runs = [lessons["Binary"]["first"], lessons["Multi"]["second"]]
     rows = []
-    for label, key in (
-        ("first picture", "first_picture"),
-        ("first epoch", "first_epoch"),
-        ("first accuracy", "first_accuracy"),
-        ("end", "end"),
-    ):
+    for label, key in (("first epoch", "first_epoch"), ("first accuracy", "first_accuracy"), ("end", "end")):
         rows.append([f"until the {label}", *(f"{run[key]:.0f} s" for run in runs)])
+    rows.append(["an image in `fit`, all in all", f"{1000 * seconds_an_image():.0f} ms", ""])
     rows.append(["peak memory", *(f"{run['peak_gib']:.1f} GiB" for run in runs)])
     return as_table(["from the start", "Binary, nothing kept", "Multi, features kept"], rows)
 
@@ -424,7 +405,6 @@ TABLES = {
     "chance-swap": chance_swap,
     "minutes": minutes,
     "speed-machine": speed_machine,
-    "speed-image": speed_image,
     "speed-lessons": speed_lessons,
 }
 
