@@ -15,7 +15,7 @@ from lessons import BINARY, MULTI, ROOT  # noqa: F401  the tests import them fro
 
 SHARED = Path(os.environ.get("COVID_XRAY_SHARED", ROOT.parent / "shared"))
 WEIGHTS = SHARED / "weights" / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
-sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "data")]
+sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "data"), str(ROOT / "tests" / "tools")]
 
 SETTINGS = ("COVID_", "VGG16_", "KERAS_", "MAKE", "MFLAGS")
 for setting in [name for name in os.environ if name.startswith(SETTINGS)]:
