@@ -92,6 +92,12 @@ def results() -> str:
     return as_table(["classes", "test images right", "95% confidence interval", "the article"], rows)
 
 
+def to_from(counts: Sequence[int]) -> str:
+    """Return "67 to 71", or "79, each of them"."""
+    low, high = min(counts), max(counts)
+    return f"{low}, each of them" if low == high else f"{low} to {high}"
+
+
 def trust() -> str:
     """Return the questions of the first lesson's second part, with the committed run's answers."""
     binary, four = load("binary")["trust"], load("multi")["trust"]
@@ -111,7 +117,7 @@ def trust() -> str:
         [
             "What does it predict for adults with no finding, from the NIH?",
             f"The binary model predicts COVID-19 for {covid_of(binary['no_finding'])}; "
-            f"so do models with {len(heads)} other initial weights ({min(heads)} to {max(heads)}).",
+            f"models with {len(heads)} other initial weights do so for {to_from(heads)}.",
         ],
         [
             "Can it tell COVID-19 from other diseases in the same collection?",
