@@ -77,9 +77,8 @@ class Server:
         return self.url + path
 
 
-@pytest.fixture
-def server():
-    """A running Server."""
+def running_server():
+    """Yield a running Server."""
     state = Server()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -106,6 +105,12 @@ def server():
         yield state
         state.patience.set()
         running.shutdown()
+
+
+@pytest.fixture
+def server():
+    """A running Server."""
+    yield from running_server()
 
 
 def clean_environment(**settings):

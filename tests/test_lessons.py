@@ -31,7 +31,7 @@ COLORS = dict(
     zip(FOUR, [(200, 60, 60), (60, 200, 60), (60, 60, 200), (60, 200, 200)])
 )  # a viral one is normal to Binary
 SIZE, FRAME = 40, 120
-RATE, EPOCHS = 3e-3, 10
+RATE, EPOCHS = 5e-3, 6
 SETTINGS = {"IMAGE_SIZE": SIZE, "LEARNING_RATE": RATE, "NUM_EPOCHS": EPOCHS}
 SETTINGS_MULTI = {"VIEWS_PER_IMAGE": 2, "FINE_TUNE_EPOCHS": 2, "FINE_TUNE_LEARNING_RATE": 1e-3}
 
@@ -262,7 +262,7 @@ def binary_controls(lesson, monkeypatch):
 def binary_held_out_patients(lesson, monkeypatch):
     """Features that tell patients alone, labels by chance: of a patient that it has not seen, a head knows nothing."""
     labels, patients, numbers = patients_alone(2)
-    cross_validate = lesson.again("cross-validate", "cross-validate", NUM_EPOCHS=6)["cross_validate"]
+    cross_validate = lesson.again("cross-validate", "cross-validate")["cross_validate"]
     guesses = cross_validate(telling(lesson, numbers), labels, patients)
     assert 0.25 <= (guesses.argmax(axis=1) == labels).mean() <= 0.75
 
@@ -375,7 +375,7 @@ def multi_held_out_patients(lesson, monkeypatch):
     given = {"labels": labels, "patients": patients, "plain_features": features}
     given["recipe_views"] = {name: [features] for name in ("article", "gentle", "none")}
     given["table"] = pd.DataFrame({"class": [FOUR[label] for label in labels], "split": "train"})
-    records = lesson.again("folds", "cross-validated", NUM_EPOCHS=6, **given)["run"].records
+    records = lesson.again("folds", "cross-validated", **given)["run"].records
     for name in ("four", "four_gentle", "four_none", "four_logistic"):
         assert 0.05 <= records[f"trust.grouped_cv.{name}"]["accuracy"] <= 0.5, name
 
