@@ -1,5 +1,6 @@
 """What several tests need: a small tree of phantoms, weights, a server on loopback, and a way to run a notebook."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -77,8 +78,9 @@ class Server:
         return self.url + path
 
 
+@contextlib.contextmanager
 def running_server():
-    """Yield a running Server."""
+    """A running Server, for a `with`."""
     state = Server()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -110,7 +112,8 @@ def running_server():
 @pytest.fixture
 def server():
     """A running Server."""
-    yield from running_server()
+    with running_server() as state:
+        yield state
 
 
 def clean_environment(**settings):

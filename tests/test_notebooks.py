@@ -7,25 +7,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import conftest
 import lessons
 import pytest
-from conftest import (
-    BINARY,
-    MULTI,
-    NOWHERE,
-    QUICK,
-    QUICK_MULTI,
-    ROOT,
-    clean_environment,
-    copy_clone,
-    copy_with,
-    execute,
-    running_server,
-)
-from conftest import outputs_of as outputs
+from conftest import BINARY, MULTI, NOWHERE, ROOT, copy_clone, copy_with, execute, outputs_of
 
 both = pytest.mark.parametrize("notebook", [BINARY, MULTI], ids=["binary", "multi"])
-NAMES, SETTINGS = {BINARY: "binary", MULTI: "multi"}, {BINARY: QUICK, MULTI: QUICK_MULTI}
+NAMES, SETTINGS = {BINARY: "binary", MULTI: "multi"}, {BINARY: conftest.QUICK, MULTI: conftest.QUICK_MULTI}
 PLACES = {"COVID_XRAY_DATA", "COVID_XRAY_OUTPUT", "COVID_XRAY_URL", "VGG16_WEIGHTS"}
 RECIPES = ("", "_gentle", "_none")
 TRUST = {
@@ -81,12 +69,11 @@ def alone(archive, weights, tmp_path_factory):
 
     Beside a notebook are files that are not its toolbox. Nothing answers but a server that has the zip.
     """
-    server = next(running_server())
     keras_json = {"backend": "torch", "image_data_format": "channels_first", "floatx": "float16", "epsilon": 0.1}
     shell = {"KERAS_BACKEND": "torch", "TF_USE_LEGACY_KERAS": "1", "PRECISION": "float16", "SEED": "7"}
     shell |= {"LEARNING_RATE": "9", "NUM_EPOCHS": "1", "IMAGE_SIZE": "64", "COVID_XRAY_NIH_URL": NOWHERE}
 
-    def run(notebook):
+    def run(notebook, server):
         home = tmp_path_factory.mktemp("alone")
         for place in (home, home / "output" / "toolbox-000000000000"):
             place.mkdir(parents=True, exist_ok=True)
@@ -103,8 +90,8 @@ def alone(archive, weights, tmp_path_factory):
         places |= {"VGG16_WEIGHTS": str(weights), "KERAS_HOME": str(aside)}
         return home, execute(copy, home, aside, **places, **shell), server.asked
 
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip((BINARY, MULTI), pool.map(run, (BINARY, MULTI))))
+    with conftest.running_server() as server, ThreadPoolExecutor(2) as pool:
+        return dict(zip((BINARY, MULTI), pool.map(run, (BINARY, MULTI), (server, server))))
 
 
 @both
@@ -112,7 +99,7 @@ def test_in_a_clone(notebook, in_a_clone):
     """Every section leaves its results, figures, and models, says that these are phantoms, and nothing else."""
     clone, cells = in_a_clone[notebook]
     name, output = NAMES[notebook], clone / "output"
-    assert outputs(cells, "error") == []
+    assert outputs_of(cells, "error") == []
     results = results_of(output, notebook)
     assert (results["dataset"], results["weights"], results["seed"]) == ("phantoms", "imagenet", 42)
     assert results["files"] == {"article": 0, "same_pixels": 0, "other": 16 if name == "binary" else 32}
@@ -140,9 +127,9 @@ def test_in_a_clone(notebook, in_a_clone):
             f"four{kind}": (32, 5) for kind in (*RECIPES, "_logistic")
         }
         assert {case: len(draw["files"]) for case, draw in trust["article_draw"].items()} == {"three": 1, "four": 2}
-    markdown, text = outputs(cells, "text/markdown"), "".join(outputs(cells, "stream"))
+    markdown, text = outputs_of(cells, "text/markdown"), "".join(outputs_of(cells, "stream"))
     assert "phantoms" in markdown[0] and "drawn phantoms" in markdown[-1] and "Traceback" not in text
-    figures = [page for page in outputs(cells, "text/html") if "<img" in page]
+    figures = [page for page in outputs_of(cells, "text/html") if "<img" in page]
     assert figures and all(re.search(r'alt="\w', page) for page in figures)
     models = {"binary": ["binary.keras"], "multi": ["multi_four.keras", "multi_three.keras"]}
     assert sorted(path.name for path in output.glob("*.keras")) == models[name]
@@ -155,7 +142,7 @@ def test_in_a_clone(notebook, in_a_clone):
 def test_alone_in_a_folder(notebook, alone):
     """It downloads its images once, unpacks its own toolbox, and takes no other; what is not to be had is left out."""
     home, cells, asked = alone[notebook]
-    assert outputs(cells, "error") == [] and asked.count(f"/{notebook.stem}.zip") == 1 and len(asked) == 2
+    assert outputs_of(cells, "error") == [] and asked.count(f"/{notebook.stem}.zip") == 1 and len(asked) == 2
     found = {path.name for path in home.iterdir()} - {"__pycache__"}
     assert found == {notebook.name, "xray.py", "xray_data.py", "data", "output"}
     assert {path.name for path in (home / "data").iterdir()} == {"Covid_Data_GradientCrescent.zip", "two", "all"}
@@ -186,7 +173,7 @@ def test_neither_the_shell_nor_a_second_run_changes_a_number(notebook, in_a_clon
 def papermill(cwd, notebook, output, *parameters, **settings):
     """Run `notebook` by papermill in `cwd`, as a user does; returns the finished process."""
     command = [sys.executable, "-m", "papermill", str(notebook), str(output), "-k", "python3", *parameters]
-    return subprocess.run(command, cwd=cwd, env=clean_environment(**settings), capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=conftest.clean_environment(**settings), capture_output=True, text=True)
 
 
 def test_papermill_from_the_root(in_a_clone, tree, weights, tmp_path):
@@ -222,7 +209,7 @@ def test_without_any_source(notebook, tmp_path):
     done = papermill(tmp_path, copy, tmp_path / "run.ipynb")
     assert done.returncode != 0
     cells = json.loads((tmp_path / "run.ipynb").read_text(encoding="utf-8"))["cells"]
-    (message,) = outputs(cells, "error")
+    (message,) = outputs_of(cells, "error")
     assert NOWHERE in message and github in message and "Covid_Data_GradientCrescent.zip" in message
     assert str(tmp_path) in message and not list(tmp_path.rglob("PHANTOMS.txt"))
 
