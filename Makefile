@@ -107,7 +107,7 @@ sync: setup  ## pack the toolbox into both notebooks, and compute the READMEs' t
 lint: .venv/tested  ## check the style of code and notebooks, the toolbox cells, and the tables
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check data notebooks/*.py tests
-	$(BIN)/ruff format --check --line-length 80 notebooks/*.ipynb
+	$(BIN)/ruff format --check --preview --line-length 80 notebooks/*.ipynb
 	$(BIN)/python tests/tools/pack.py --check
 	$(BIN)/python tests/tools/tables.py --check
 

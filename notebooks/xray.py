@@ -49,22 +49,6 @@ def weights_sha256(model: keras.Model) -> str:
     return hashlib.sha256(b"".join(arrays)).hexdigest()
 
 
-def load_vgg16(weights: str | None) -> keras.Model:
-    """Return VGG16 without its classifier; raises SetupError unless it has VGG16's ImageNet weights.
-
-    `weights`: "imagenet" (Keras downloads them), a file's path, or None for random ones, not checked.
-    """
-    advice = "Set VGG16_WEIGHTS to a good file, or run `python data/prepare.py` in a clone of the project."
-    try:
-        base = keras.applications.VGG16(weights=weights, include_top=False, input_shape=(32, 32, 3))
-    except Exception as error:  # Keras and h5py raise different ones for each kind of damage
-        reason = " ".join(str(error).split())[:200]
-        raise SetupError(f"VGG16's weights cannot be read from {weights!r} ({reason}). {advice}") from None
-    if weights and weights_sha256(base) != VGG16_SHA256:
-        raise SetupError(f"The weights from {weights!r} are not VGG16's ImageNet weights. {advice}")
-    return base
-
-
 def name_weights(conv_base: keras.Model) -> str:
     """Return "imagenet" where the base has VGG16's ImageNet weights, else "other"."""
     return "imagenet" if weights_sha256(conv_base) == VGG16_SHA256 else "other"

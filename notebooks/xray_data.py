@@ -1,4 +1,4 @@
-"""The images of the two lessons: where they come from, which files they are, how they are read, who is on them.
+"""The images of the two lessons: which files they are, who is on them, and controls to compare them with.
 
 An image is the article's if its bytes are: data/manifest.csv has the git blob of each. Names of files
 and folders decide nothing.
@@ -15,7 +15,6 @@ import os
 import posixpath
 import re
 import sys
-import tempfile
 import threading
 import unicodedata
 import zipfile
@@ -23,15 +22,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import cv2
-import gdown
 import numpy as np
 import pandas as pd
-import PIL.Image
 import requests
 from tqdm import tqdm
+
+if TYPE_CHECKING:  # importing it would take seconds
+    from tensorflow.keras.preprocessing.image import DirectoryIterator
 
 
 class SetupError(RuntimeError):
@@ -44,18 +45,10 @@ class SetupError(RuntimeError):
 
 HERE = Path(__file__).resolve().parent
 ARTICLE_NAME = "Covid_Data_GradientCrescent"  # of its data set
-ZIP_NAME = f"{ARTICLE_NAME}.zip"
-DRIVE_URL = "https://drive.google.com/uc?id=1coM7x3378f-Ou2l6Pg2wldaOI7Dntu1a"
-GITHUB_COMMIT = "14ddbe22787f6bcf890ceb916574178fd8b9b885"
-GITHUB_URL = f"https://github.com/mdshopon/COVID19_Classification/archive/{GITHUB_COMMIT}.zip"
 RAW_URL = "https://raw.githubusercontent.com"
-FOLDERS = {"two": ("two", "data_two_class"), "all": ("all", "data_four_class")}  # in the article's zip, on GitHub
 TIMEOUT = 60  # seconds that a server may be silent
 MOST_FAILURES = 8  # after so many failed downloads of controls, no other is tried
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
-NO_IMAGES = {"desktop.ini", "thumbs.db"}  # as operating systems leave them behind
-SAVE_AS = "Save it as an 8-bit or 16-bit PNG, gray or RGB."
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")  # what the lessons read
 
 LABELS = {
     "covid": "COVID-19",
@@ -125,6 +118,17 @@ def git_blob(path: Path) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
+def read_image(path: Path) -> np.ndarray:
+    """Read an image file as the lessons do, as RGB, uint8 (height, width, 3).
+
+    Raises SetupError for what is no image, and for one that is nearly black, such as a scan of 12 bits in a file of 16.
+    """
+    image = cv2.imdecode(np.frombuffer(read_bytes(path) or b"0", np.uint8), cv2.IMREAD_COLOR)
+    if image is None or image.max() < 64:
+        raise SetupError(f"{path} is no image, or nearly black. Replace or delete it, then run again.")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
 def is_listed(path: Path, blob: str, pixels: str) -> str:
     """Return how a file agrees with the list: "bytes", or "pixels" (SHA-1 of its RGB pixels), or ""."""
     if git_blob(path) == blob:
@@ -184,7 +188,7 @@ def check_files(folder: Path, files: Sequence[str]) -> dict[str, str | int]:
     return {"dataset": dataset, "article": article, "same_pixels": same, "other": other, "sentence": sentence}
 
 
-# ------------------------------------------------------------------------------------------------ sources
+# ----------------------------------------------------------------------------------------------- controls
 
 
 def reason_of(error: BaseException) -> str:
@@ -208,101 +212,6 @@ def reason_of(error: BaseException) -> str:
     if isinstance(cause, OSError) and cause.strerror:
         return f"{cause.filename}: {cause.strerror}" if cause.filename else cause.strerror
     return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
-
-
-def fetch_zip(url: str, home: Path) -> None:
-    """Fetch a zip of the article's images into `home`, whole or not at all: from Google Drive with gdown, or HTTP.
-
-    A web page in its place (an exceeded quota, say) is not kept. Raises SetupError with the reason.
-    """
-
-    def write(scratch: Path) -> None:
-        if (urlsplit(url).hostname or "") == "drive.google.com":
-            link = re.sub(r"/file/d/([^/?]+).*", r"/uc?id=\1", url)
-            gdown.download(link, str(scratch), use_cookies=False)
-        else:
-            with requests.get(url, timeout=TIMEOUT, stream=True) as answer, open(scratch, "wb") as file:
-                answer.raise_for_status()
-                size = int(answer.headers.get("Content-Length", 154 << 20)) >> 20
-                for part in progress(answer.iter_content(1 << 20), "download, MB", size):
-                    file.write(part)
-        if not scratch.exists() or not zipfile.is_zipfile(scratch):
-            raise OSError("a web page, or half a file, came in place of the zip")
-
-    print(f"Downloading {url} (154 MB)")
-    try:
-        atomic_write(home / ZIP_NAME, write)
-    except Exception as error:  # gdown 5 and 6 raise different ones
-        raise SetupError(f"{url} ({reason_of(error)})") from None
-
-
-def holds_images(folder: Path) -> bool:
-    """Tell whether `folder` has the two splits, train/ and test/."""
-    return (folder / "train").is_dir() and (folder / "test").is_dir()
-
-
-def unpack(archive: Path, home: Path, tree: str) -> None:
-    """Unpack the article's two/ and all/ into `home`, each in one step; those that are there stay.
-
-    GitHub's archive has them as data_two_class and data_four_class in a folder of its own. Raises
-    SetupError where `tree` is not among them, or nothing can be written.
-    """
-    try:
-        with tempfile.TemporaryDirectory(dir=home, prefix=".unzip-") as scratch, zipfile.ZipFile(archive) as zipped:
-            zipped.extractall(scratch)
-            places = [Path(scratch), *filter(Path.is_dir, Path(scratch).iterdir())]
-            for name, place in itertools.product(FOLDERS, places):
-                for source in filter(holds_images, (place / folder for folder in FOLDERS[name])):
-                    with contextlib.suppress(OSError):  # it is there, or another run was quicker; asked below
-                        os.replace(source, home / name)
-    except OSError as error:
-        raise SetupError(f"{archive} cannot be unpacked into {home.resolve()} ({reason_of(error)})") from None
-    except Exception as error:  # zipfile has many ways to say that a file is damaged
-        raise SetupError(f"{archive} is damaged ({reason_of(error)})") from None
-    if not holds_images(home / tree):
-        what = home / tree if (home / tree).exists() else archive
-        raise SetupError(f"{what} does not hold the article's images")
-
-
-def find_images(tree: str, url: str | None = None, home: Path | None = None) -> Path:
-    """Return the folder whose train/ and test/ a lesson reads; download the images if need be.
-
-    tree: "two" or "all". Looks at COVID_XRAY_DATA (a folder with `tree`/train or train/), at `home`/`tree`,
-    at the zip in `home`, then downloads COVID_XRAY_URL (by default `url`, by default Google Drive), then
-    GitHub's archive of the same files. Raises SetupError that names what was tried. Never phantoms.
-    """
-    home = home or data_home()
-    if setting := os.environ.get("COVID_XRAY_DATA"):
-        given = Path(setting).expanduser()
-        for folder in (given / tree, given):
-            if holds_images(folder):
-                return folder
-        raise SetupError(f"COVID_XRAY_DATA is {setting!r}, which holds neither {tree}/train nor train/, beside test/.")
-    if holds_images(home / tree):
-        return home / tree
-    if (home / ZIP_NAME).exists():
-        try:
-            unpack(home / ZIP_NAME, home, tree)
-        except SetupError as error:
-            raise SetupError(f"{error}. Mend that or move it away, and run again.") from None
-        return home / tree
-    tried = []
-    for source in (os.environ.get("COVID_XRAY_URL") or url or DRIVE_URL, GITHUB_URL):
-        try:
-            fetch_zip(source, home)
-            try:
-                unpack(home / ZIP_NAME, home, tree)
-            except SetupError as error:
-                (home / ZIP_NAME).unlink(missing_ok=True)  # of no use, and the next run would stop at it
-                raise SetupError(f"{source} ({error})") from None
-            return home / tree
-        except SetupError as error:
-            print(f"No images from {error}")
-            tried.append(str(error))
-    raise SetupError(
-        f"No images. Tried: {'; '.join(tried)}. Open one address in a browser and put the zip into {home.resolve()} "
-        f"as {ZIP_NAME}, or set COVID_XRAY_DATA to a folder that holds train/ and test/."
-    )
 
 
 def find_controls(kind: str, folder: Path, dataset: str, home: Path | None = None) -> pd.DataFrame:
@@ -386,181 +295,44 @@ def fetch_controls(table: pd.DataFrame, pictures: Path) -> np.ndarray:
     return there
 
 
-# ----------------------------------------------------------------------------------------- pixels
+# ------------------------------------------------------------------------------------------------- tables
 
 
-def decode(path: Path) -> np.ndarray:
-    """Decode an image file as RGB, uint8 or uint16 (height, width, 3).
-
-    Raises SetupError for what is no image, is damaged, or is of a kind that would be read wrongly.
-    """
-    data = read_bytes(path)
-    for kind, found in (("DICOM", data[128:132] == b"DICM"), ("HEIC or AVIF", data[4:8] == b"ftyp")):
-        if found:
-            raise SetupError(f"{path} is a {kind} file, which is not read here. {SAVE_AS}")
-    image = None
-    try:
-        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            image = decode_tiff(data, path)
-        else:
-            image = decode_any(data)
-        if image.dtype in (np.uint8, np.uint16):
-            return image
-    except SetupError:
-        raise
-    except Exception:  # OpenCV and Pillow have many ways to say that they cannot
-        with contextlib.suppress(cv2.error):
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is not None:
-        raise SetupError(f"{path} holds pixels of a kind that is not read here ({image.dtype}). {SAVE_AS}")
-    raise SetupError(f"{path} cannot be read as an image. Replace or delete it, then run again.")
+def list_files(folder: Path) -> list[str]:
+    """Return the images of `folder`/train and `folder`/test that the lessons read, relative to it, in order."""
+    paths = sorted(path for split in ("train", "test") for path in (folder / split).rglob("*"))
+    return [path.relative_to(folder).as_posix() for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
-def decode_tiff(data: bytes, path: Path) -> np.ndarray:
-    """Decode a TIFF's content as decode does; of its many kinds OpenCV misreads some without a word."""
-    with PIL.Image.open(io.BytesIO(data)) as picture:
-        tags = picture.tag_v2
-        bits, unsigned = max(tags.get(258, (1,))), set(tags.get(339, (1,))) == {1}
-        white_is_zero, planes_apart = tags.get(262) == 0, tags.get(284) == 2
-        if bits <= 8 and unsigned:
-            return np.asarray(picture.convert("RGB"))
-    if bits != 16 or not unsigned or planes_apart:
-        raise SetupError(f"{path} holds pixels of a kind that is not read here ({bits} bits). {SAVE_AS}")
-    return ~decode_any(data) if white_is_zero else decode_any(data)
+def list_images(
+    folder: Path, train_batches: DirectoryIterator, valid_batches: DirectoryIterator, test_batches: DirectoryIterator
+) -> pd.DataFrame:
+    """List the images of three generators (flow_from_directory), a row each, and say what is odd about them.
 
-
-def decode_any(data: bytes) -> np.ndarray:
-    """Decode a file's content with OpenCV as RGB, in its own depth; IMREAD_COLOR_RGB would garble 16-bit TIFF."""
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def bits_in_use(image: np.ndarray) -> int:
-    """Return how many bits, 8 to 16, hold all but the brightest 1% of a 16-bit image: a marker changes nothing."""
-    step = max(1, min(image.shape[:2]) // 500)
-    return max(8, int(np.quantile(image[::step, ::step], 0.99)).bit_length())
-
-
-def to_8_bits(image: np.ndarray, bits: int) -> np.ndarray:
-    """Return the highest eight of `bits` bits of a 16-bit image; what is brighter becomes white."""
-    return np.minimum(image >> (bits - 8), 255).astype(np.uint8)
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Read an image file as RGB, uint8 (height, width, 3), 0 to 255.
-
-    Gray, palette, RGBA, and CMYK files become RGB; of 16-bit ones the highest eight bits in use are
-    kept. Raises SetupError where the file holds no image, or one that would be read wrongly.
-    """
-    image = decode(path)
-    return image if image.dtype == np.uint8 else to_8_bits(image, bits_in_use(image))
-
-
-def shrink_images(files: Sequence[Path], names: Sequence[str], folder: Path, size: int) -> list[str]:
-    """Shrink images once: each of `files` becomes `folder`/NAME.png, (size, size, 3), for its NAME in `names`.
-
-    Each pixel becomes its nearest neighbor, as in the article. All 16-bit images keep the same eight
-    bits, the highest that any of them uses. Returns the names with ".png". Raises SetupError.
-    """
-    deep = {}  # 16-bit images wait for the bits of the whole set
-
-    def write(name: str, image: np.ndarray) -> None:
-        target = folder / f"{name}.png"
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
-        except OSError as error:
-            raise SetupError(f"{target} cannot be written: {error.strerror}.") from None
-
-    for path, name in progress(zip(files, names), "shrink images", len(files)):
-        image = cv2.resize(decode(path), (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
-        write(name, image)
-        if image.dtype == np.uint16:
-            deep[name] = bits_in_use(image)
-    for name in deep:
-        write(name, to_8_bits(decode(folder / f"{name}.png"), max(deep.values())))
-    return [f"{name}.png" for name in names]
-
-
-# ------------------------------------------------------------------------------------ tables
-
-
-def walk(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the images below `folder`, in Keras's order, and the files that are not read; hidden ones are neither.
-
-    Names are relative to `folder`, with slashes. Raises SetupError for a folder that cannot be listed.
+    folder: where the originals lie. Columns: file (the original, relative to `folder`), small (its shrunken copy, with
+    ".png" after the name), class, label (0, 1, ...), split ("train", "validation", "test"), patient. The images of
+    train/ come first, class by class, and of each class those to validate on, which is Keras's order. Raises
+    SetupError where a class has no image.
     """
 
-    def refuse(error: OSError) -> None:
-        raise SetupError(f"{error.filename} cannot be listed: {error.strerror}.")
+    def rows_of(split: str, batches: DirectoryIterator) -> list[tuple]:
+        class_names = list(batches.class_indices)
+        if set(batches.classes) != set(range(len(class_names))):
+            raise SetupError(
+                f"{folder}: a class has no image for the split {split}. Put five or more images of each class into "
+                "train/, and one into test/."
+            )
+        place = "test" if split == "test" else "train"
+        names = [f"{place}/{Path(name).as_posix()}" for name in batches.filenames]
+        return [(name, class_names[label], label, split) for name, label in zip(names, batches.classes)]
 
-    images, others = [], []
-    if not folder.is_dir():
-        return images, others
-    for root, _, files in sorted(os.walk(folder, onerror=refuse)):
-        for name in sorted(files):  # Windows would ignore case, Keras does not
-            path = Path(root, name).relative_to(folder)
-            if any(part[0] == "." for part in path.parts) or name.lower() in NO_IMAGES:
-                continue
-            (images if path.suffix.lower() in IMAGE_SUFFIXES else others).append(path.as_posix())
-    return images, others
-
-
-def list_classes(folder: Path, split: str) -> list[str]:
-    """Return the class names, which are the folders in `folder`/`split`; hidden ones are passed over."""
-    try:
-        return sorted(p.name for p in (folder / split).iterdir() if p.is_dir() and p.name[0] != ".")
-    except OSError as error:
-        raise SetupError(f"{error.filename} cannot be listed: {error.strerror}.") from None
-
-
-def list_table(folder: Path, validation_split: float = 0.2, class_names: Sequence[str] | None = None) -> pd.DataFrame:
-    """List the images of `folder`/train and `folder`/test, a row each, and say what is odd about them.
-
-    Columns: file (relative to `folder`), class, label (0, 1, ... in the order of `class_names`, by default
-    the sorted folders), split ("train", "validation", "test"), patient. The order is Keras's
-    (flow_from_directory), and so is the split: the first `validation_split` of each class by file name
-    validate. Prints which files are not read and which are equal. Raises SetupError where a class has no
-    image, or none is left to validate on.
-    """
-    folder = Path(folder)
-    names = list(class_names or sorted({*list_classes(folder, "train"), *list_classes(folder, "test")}))
-    if len(names) < 2:
-        raise SetupError(f"{folder / 'train'} needs two or more class folders, and has {len(names)}.")
-    rows, unread = [], []
-    for split, (label, name) in itertools.product(("train", "test"), enumerate(names)):
-        images, others = walk(folder / split / name)
-        unread += [f"{split}/{name}/{other}" for other in others]
-        if not images:
-            raise SetupError(f"{folder / split / name} holds no image. Every class needs some in train/ and in test/.")
-        held_out = int(validation_split * len(images)) if split == "train" else 0
-        for index, image in enumerate(images):
-            rows.append((f"{split}/{name}/{image}", name, label, "validation" if index < held_out else split))
-    table = pd.DataFrame(rows, columns=["file", "class", "label", "split"])
-    if validation_split and "validation" not in set(table["split"]):
-        raise SetupError(f"{folder} has no image to validate on. Put five or more images of a class into train/.")
+    known = rows_of("validation", valid_batches) + rows_of("train", train_batches)
+    rows = sorted(known, key=lambda row: row[2]) + rows_of("test", test_batches)
+    table = pd.DataFrame(rows, columns=["small", "class", "label", "split"])
+    table.insert(0, "file", table["small"].str.removesuffix(".png"))
     table["patient"] = patients_of(folder, table["file"])
-    report_unread(folder, unread)
     report_equal(folder, table)
     return table
-
-
-def report_unread(folder: Path, unread: Sequence[str]) -> None:
-    """Print, by kind, how many files of the class folders are not read, and images elsewhere in `folder`."""
-    kinds = Counter(Path(name).suffix.lower() or "no ending" for name in unread)
-    if kinds:
-        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        print(f"{len(unread)} files are not read, such as {unread[0]} ({listed}). {SAVE_AS}")
-    for place in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
-        with contextlib.suppress(OSError, SetupError):  # another folder that cannot be listed does not matter
-            images = walk(place)[0]
-            loose = [name for name in images if "/" not in name]
-            if place.name in ("train", "test") and loose:
-                print(f"{len(loose)} images in {place.name}/ are in no class folder, such as {loose[0]}. Not read.")
-            elif place.name not in ("train", "test") and images:
-                print(
-                    f"{len(images)} images in {place.name}/ are not read. Put images into train/CLASS and test/CLASS."
-                )
 
 
 def report_equal(folder: Path, table: pd.DataFrame) -> None:
