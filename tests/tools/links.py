@@ -10,18 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "notebooks"))
+sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "data")]
 
+import prepare  # noqa: E402
 import xray_data  # noqa: E402
 
 
 def check_archive(url: str, home: Path) -> str:
     """Download the zip at `url` into `home` and unpack it; returns what it holds, or raises SetupError."""
-    xray_data.fetch_zip(url, home)
+    prepare.fetch_zip(url, home)
     sentences = []
-    for tree in xray_data.FOLDERS:
-        xray_data.unpack(home / xray_data.ZIP_NAME, home, tree)
-        files = xray_data.check_files(home / tree, xray_data.list_table(home / tree)["file"])
+    for tree in prepare.FOLDERS:
+        prepare.unpack(home / prepare.ZIP_NAME, home, tree)
+        files = xray_data.check_files(home / tree, xray_data.list_files(home / tree))
         if files["dataset"] != xray_data.ARTICLE_NAME:
             raise xray_data.SetupError(f"{tree}: {files['sentence']}")
         sentences.append(f"{tree}: {files['sentence']}")
@@ -49,8 +50,8 @@ def answers(name: str, check: Callable[[str, Path], str], place: str) -> bool:
 
 if __name__ == "__main__":
     SOURCES = [
-        ("Google Drive", check_archive, xray_data.DRIVE_URL),
-        ("GitHub's archive", check_archive, xray_data.GITHUB_URL),
+        ("Google Drive", check_archive, prepare.DRIVE_URL),
+        ("GitHub's archive", check_archive, prepare.GITHUB_URL),
         *((kind, check_control, kind) for kind in xray_data.CONTROLS),
     ]
     sys.exit(not all([answers(*source) for source in SOURCES]))
