@@ -2,14 +2,15 @@
 
     python tests/measure/chance.py [PART ...] [--trial]
 
-Works on the article's images alone, found as the lessons find them, and runs the lessons' own cells by their ids.
+Works on the article's images alone, found as the lessons find them. First runs each lesson in full, but for one epoch;
+then its functions, some of its cells, and the code of its exercises are used again.
   seeds          test sets, cross-validation, and controls, five seeds: other views, initial weights, orders, folds
   like_for_like  Binary's section 8, five seeds: other folds, initial weights, orders
   shuffled       section 8's last rows with labels shuffled over patients
   heads          the article's own training end to end, with the initial weights of 60 seeds
   exercises      the numbers in the answers to the exercises
 What a part found goes to output/chance.json as it comes. A part that is there is skipped, unless you name it. One
-that was interrupted goes on where it stopped. VGG16's features stay in output/features, where the lessons keep theirs.
+that was interrupted goes on where it stopped. What the lessons leave, features above all, stays in output/chance.
 --trial tries the program on phantoms: small images, two epochs, one seed, two heads. Its numbers mean nothing.
 """
 
@@ -20,22 +21,24 @@ import gc
 import io
 import json
 import os
+import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "notebooks"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "notebooks")]
 os.environ["MPLBACKEND"] = "agg"
 
-import cv2  # noqa: E402
 import joblib  # noqa: E402
+import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import xray  # noqa: E402
 import xray_data  # noqa: E402
+from lessons import BINARY, MULTI, cell, run_cell, run_lesson  # noqa: E402
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.metrics import roc_auc_score  # noqa: E402
 from sklearn.model_selection import StratifiedKFold, cross_val_predict  # noqa: E402
@@ -44,102 +47,53 @@ from sklearn.preprocessing import StandardScaler  # noqa: E402
 from xray import keras  # noqa: E402
 
 OUTPUT = Path(os.environ.get("COVID_XRAY_OUTPUT") or ROOT / "output").resolve()
+LEFT = OUTPUT / "chance"  # where the lessons write
 SEEDS, HEADS, POOL, SHUFFLES = [1, 2, 3, 4, 5], 60, 16, 100  # the lessons have seed 42 and 8 views
-CELLS = {}  # the lessons' cells as they are when the program starts
-for lesson_name in ("Binary", "Multi"):
-    notebook = ROOT / "notebooks" / f"Covid19_GradientCrescent_{lesson_name}.ipynb"
-    for notebook_cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        CELLS[lesson_name, notebook_cell["id"]] = "".join(notebook_cell["source"])
-SETTINGS = {}  # a trial's own, in place of the lessons'
-SILENT = SimpleNamespace(**{name: lambda *_: None for name in ("record", "show", "conclude")})  # in place of a Run
-COMPARED = [("gentle", "article"), ("none", "article"), ("none", "gentle"), ("logistic", "article")]
-COMPARED += [("logistic", "none")]
-# Binary's exercise 7, line for line
-EXERCISE_7 = """
-keras.utils.set_random_seed(SEED)
-read = keras.utils.image_dataset_from_directory
-options = {"class_names": CLASS_NAMES, "label_mode": "binary", "batch_size": None}
-options |= {"image_size": (IMAGE_SIZE, IMAGE_SIZE), "seed": SEED}
-split = {"validation_split": VALIDATION_SPLIT, "subset": "both"}
-new_train, new_valid = read(SMALL / "train", **options, **split)
-new_test = read(SMALL / "test", **options)
-augment = keras.Sequential([
-    layers.RandomFlip(),
-    layers.RandomRotation(50 / 360, fill_mode="constant"),  # of a full turn
-    layers.RandomTranslation(0.2, 0.2, fill_mode="constant"),
-    layers.RandomZoom(0.1, fill_mode="constant"),
-])  # fmt: skip
-new_train = new_train.cache().shuffle(len(new_train)).batch(BATCH_SIZE)
-new_train = new_train.map(lambda x, y: (augment(x, training=True), y))
-new_model = keras.Sequential([layers.Rescaling(1 / 255), conv_base, build_head()])
-adam = keras.optimizers.Adam(learning_rate=LEARNING_RATE)
-new_model.compile(adam, loss="binary_crossentropy", metrics=["acc"])
-new_model.fit(new_train, validation_data=new_valid.batch(10), epochs=NUM_EPOCHS)
-new_model.evaluate(new_test.batch(BATCH_SIZE))
-"""
+TRIAL = {}  # a trial's settings, in place of the lessons'
 
 
 # ------------------------------------------------------------------------------------------ the lessons
 
 
-def run_cells(lesson: dict, *names: str) -> dict:
-    """Run cells of a lesson, by their ids, on its variables; lesson["LESSON"] is "Binary" or "Multi"."""
-    for name in names:
-        with contextlib.redirect_stdout(io.StringIO()):
-            exec(compile(CELLS[lesson["LESSON"], name], f"{lesson['LESSON']}, cell {name}", "exec"), lesson)
-        lesson.update(SETTINGS if name == "settings" else {})
-    return lesson
-
-
-def refuse_others(lesson: dict) -> None:
-    """End the program unless these are the article's images and, once they are looked for, all of the controls."""
-    if SETTINGS:
-        return
-    if lesson["files"]["dataset"] != xray_data.ARTICLE_NAME:
-        sys.exit(f"Only the article's images are measured. {lesson['files']['sentence']}")
-    for name, kind in lesson.get("KINDS", {}).items():
-        found, listed = len(lesson["controls"].get(name, [])), len(xray_data.CONTROLS[kind])
-        if found != listed:
-            sys.exit(f"{found} of {listed} images are in data/{kind}. All are needed.")
-
-
 @functools.cache
 def binary_lesson() -> dict:
-    """Return Binary's variables, as far as its sections need them; its `article_head` is not trained."""
-    lesson = {"LESSON": "Binary", "xray": xray, "xray_data": xray_data, "run": SILENT}
-    lesson["CLASS_NAMES"] = list(xray_data.LABELS)[:2]
-    run_cells(lesson, "environment", "imports", "settings", "places", "shrink", "augmentation")
-    run_cells(lesson, "conv-base", "model", "head")
-    table = xray_data.list_table(lesson["DATASET"], lesson["VALIDATION_SPLIT"], lesson["CLASS_NAMES"])
-    lesson |= {"table": table, "files": xray_data.check_files(lesson["DATASET"], table["file"])}
-    refuse_others(lesson)
-    lesson |= {"labels": table["label"].to_numpy(), "patients": table["patient"].to_numpy()}
-    lesson |= {split: np.flatnonzero(table["split"] == split) for split in ("train", "test")}
-    lesson["small_table"] = pd.DataFrame({"file": table["file"] + ".png"})
-    lesson["features"] = plain_features(lesson, lesson["conv_base"])
-    images = [cv2.imread(str(lesson["SMALL"] / name)) for name in lesson["small_table"]["file"]]
-    lesson["small_images"] = [cv2.cvtColor(image, cv2.COLOR_BGR2RGB) / 255 for image in images]
-    run_cells(lesson, "heads", "swap-center", "swap-pairs", "remove-red", "controls", "cross-validate")
-    refuse_others(lesson)
-    return lesson
-
-
-def plain_features(lesson: dict, conv_base: keras.Model, black: float = 0.0) -> np.ndarray:
-    """Return the features of Binary's images as they are, or with their centers black."""
-    return xray.plain_features(conv_base, lesson["SMALL"], lesson["small_table"]["file"], OUTPUT, black)
+    """Return Binary's variables."""
+    return whole_lesson(BINARY)
 
 
 @functools.cache
 def multi_lesson() -> dict:
-    """Return Multi's variables, as far as its cross-validation and its controls need them."""
-    lesson = run_cells({"LESSON": "Multi"}, "environment", "imports", "settings", "places", "data")
-    lesson["run"] = SILENT  # the lesson's own would write over the lesson's results
-    refuse_others(lesson)
-    run_cells(lesson, "examples", "cases", "augmentation", "conv-base", "head", "gentle", "train-head", "controls")
-    refuse_others(lesson)
+    """Return Multi's variables, and Binary's case among its cases."""
+    lesson = whole_lesson(MULTI)
     lesson["CASES"]["two"] = lesson["CLASS_NAMES"][:2]
-    names = lesson["table"]["small"]
-    lesson["plain_features"] = xray.plain_features(lesson["conv_base"], lesson["SMALL"], names, OUTPUT)
+    return lesson
+
+
+def whole_lesson(notebook: Path) -> dict:
+    """Run a lesson for one epoch; return its variables, with its own number of epochs.
+
+    Ends the program unless all images are the article's, and all of the controls are there.
+    """
+    epochs = (again(notebook, {}, "settings") | TRIAL)["NUM_EPOCHS"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        lesson = run_lesson(notebook, TRIAL | {"NUM_EPOCHS": 1, "FINE_TUNE_EPOCHS": 1})
+    plt.close("all")
+    if not TRIAL and lesson["files"]["dataset"] != xray_data.ARTICLE_NAME:
+        sys.exit(f"Only the article's images are measured. {lesson['files']['sentence']}")
+    for name, kind in {} if TRIAL else lesson["KINDS"].items():
+        found, listed = len(lesson["controls"].get(name, [])), len(xray_data.CONTROLS[kind])
+        if found != listed:
+            sys.exit(f"{found} of {listed} images are in data/{kind}. All are needed.")
+    lesson["NUM_EPOCHS"] = epochs  # for the lesson's functions, too
+    return lesson
+
+
+def again(notebook: Path, lesson: dict, *names: str) -> dict:
+    """Run cells again on a copy of a lesson's variables; return the copy."""
+    lesson = dict(lesson)
+    with contextlib.redirect_stdout(io.StringIO()):
+        for name in names:
+            run_cell(notebook, name, lesson)
     return lesson
 
 
@@ -149,7 +103,7 @@ def views_of(name: str, count: int) -> list[np.ndarray]:
     datagen = lesson["train_datagen" if name == "article" else "gentle_datagen"]
     with contextlib.redirect_stdout(io.StringIO()):
         batches = lesson["batches_of"](datagen)
-    return xray.extract_features(lesson["conv_base"], batches, OUTPUT, count)
+    return xray.extract_features(lesson["conv_base"], batches, LEFT, count)
 
 
 def right(head: keras.Model, features: np.ndarray, labels: np.ndarray) -> int:
@@ -164,15 +118,18 @@ def measure_seeds(once: Callable) -> dict:
     """Every comparison of Multi, and its test sets, over seeds."""
     multi = multi_lesson()
     found = summarize([once(f"seed {seed}", measure_seed, seed) for seed in SEEDS])
-    cases = {f"test, {case}": len(multi["select"]("test", case)) for case in multi["CASES"]}
-    answers = {f"{name}, right": int((table["answer"] != "").sum()) for name, table in multi["controls"].items()}
-    groups = {name: len(table) for name, table in multi["controls"].items()}
-    return {"n": {"cross-validated": len(multi["labels"]), **cases, **groups, **answers}, **found}
+    n = {"cross-validated": len(multi["labels"])}
+    for case in multi["CASES"]:
+        n[f"test, {case}"] = len(multi["select"]("test", case))
+    for group, controls in multi["controls"].items():
+        n[group] = len(controls)
+        n[f"{group}, right"] = int((controls["answer"] != "").sum())
+    return {"n": n, **found}
 
 
 def measure_seed(seed: int) -> dict:
     """Draw one seed's views, train its heads, and score them."""
-    multi, binary, found = run_cells(multi_lesson() | {"SEED": seed}, "train-head"), binary_lesson(), {}
+    multi, binary, found = again(MULTI, multi_lesson() | {"SEED": seed}, "train-head"), binary_lesson(), {}
     labels, plain = multi["labels"], multi["plain_features"]
     drawn = np.random.default_rng(seed).permutation(POOL)[: POOL // 2]
     recipes = {name: [views_of(name, POOL)[view] for view in drawn] for name in ("article", "gentle")}
@@ -187,23 +144,22 @@ def measure_seed(seed: int) -> dict:
             scored = xray.score_controls(head, multi["control_features"][group], controls, multi["CLASS_NAMES"])
             found[f"{group}, predicted COVID-19, {name}"] = scored["predicted_covid"]
             found[f"{group}, right, {name}"] = scored["with_right_answer"]["correct"]
-    test = multi["select"]("test", "two")
-    for name in ("article", "gentle", "none"):
         head, _ = xray.train_head(
-            binary["build_head"], recipes[name], labels, multi["select"]("train", "two"), seed=seed,
+            binary["build_head"], views, labels, multi["select"]("train", "two"), seed=seed,
             learning_rate=binary["LEARNING_RATE"], epochs=binary["NUM_EPOCHS"], batch_size=binary["BATCH_SIZE"],
         )  # fmt: skip
+        test = multi["select"]("test", "two")
         found[f"test, two, {name}"] = right(head, plain[test], labels[test])
 
     folds = xray.patient_folds(labels, multi["patients"], seed)
-    lesson = run_cells(multi | {"recipe_views": recipes, "folds": folds}, "cross-validation", "logistic")
+    lesson = again(MULTI, multi | {"recipe_views": recipes, "folds": folds}, "cross-validation", "logistic")
     for name, guesses in lesson["held_out"].items():
         found[f"cross-validated, {name}"] = int((guesses.argmax(axis=1) == labels).sum())
     for name in ("article", "gentle"):
         found[f"on augmented views, {name}"] = float(lesson["on_views"][name].mean())
-    for first, second in COMPARED:
-        gain = found[f"cross-validated, {first}"] - found[f"cross-validated, {second}"]
-        found[f"points, {first} - {second}"] = 100 * gain / len(labels)
+    for name in ("gentle", "none", "logistic"):
+        gain = found[f"cross-validated, {name}"] - found["cross-validated, article"]
+        found[f"points, {name} - article"] = 100 * gain / len(labels)
     return found
 
 
@@ -220,19 +176,12 @@ def measure_like_for_like(once: Callable) -> dict:
 
 def like_for_like(seed: int) -> dict:
     """Cross-validate the tasks of Binary's section 8 with one seed."""
-    lesson = run_cells(binary_lesson() | {"SEED": seed}, "heads", "cross-validate")
+    lesson = again(BINARY, binary_lesson() | {"SEED": seed}, "heads", "cross-validate")
     found = {}
-    for name, (features, truth, people) in like_for_like_tasks(seed).items():
+    for name, (features, truth, people) in lesson["tasks"].items():
         guesses = lesson["cross_validate"](features, truth, people, f"{name}, seed {seed}")
         found[name] = xray.score(truth, guesses, people)
     return found
-
-
-def like_for_like_tasks(seed: int) -> dict:
-    """Return the tasks of Binary's section 8: features, labels, patients of each."""
-    lesson = binary_lesson()
-    lesson["black_features"] = {0.9: plain_features(lesson, lesson["conv_base"], 0.9)}
-    return run_cells(lesson | {"SEED": seed}, "heads", "cross-validate", "tasks")["tasks"]
 
 
 def measure_shuffled(once: Callable) -> dict:
@@ -240,13 +189,12 @@ def measure_shuffled(once: Callable) -> dict:
 
     A logistic regression on features averaged over their positions stands in for a head, 100 times.
     """
-    tasks = like_for_like_tasks(SEEDS[0])
     found = {}
     for name in ("same_collection", "same_collection_blackout"):
-        features, labels, people = tasks[name]
-        arguments = np.asarray(features).mean(axis=(1, 2)), np.asarray(labels), np.asarray(people)
-        found[name] = once(name, shuffled_areas, *arguments)
-    return {name: summarize([{"auc": area} for area in areas]) for name, areas in found.items()}
+        features, labels, people = map(np.asarray, binary_lesson()["tasks"][name])
+        areas = once(name, shuffled_areas, features.mean(axis=(1, 2)), labels, people)
+        found[name] = summarize([{"auc": area} for area in areas])
+    return found
 
 
 def shuffled_areas(features: np.ndarray, labels: np.ndarray, people: np.ndarray) -> list[float]:
@@ -282,7 +230,7 @@ def measure_heads(once: Callable) -> dict:
 
 def measure_head(seed: int) -> dict:
     """Train one head of the article's model and ask it everything."""
-    (trained,) = train_article_heads(seed, [binary_lesson()["NUM_EPOCHS"]])
+    trained = train_article_head(seed, binary_lesson()["NUM_EPOCHS"])
     found = ask_head(trained)
     pairs, swapped = swapped_features()
     is_covid = xray.predict_probabilities(trained, swapped).argmax(axis=1) == 0
@@ -290,8 +238,6 @@ def measure_head(seed: int) -> dict:
         found[f"swap, {share}, {name}"] = int(is_covid[rows].sum())
     for name, features in marks_features().items():
         found[f"marks, {name}"] = float(xray.predict_probabilities(trained, features[None])[0, 0])
-    if seed < 5:
-        found["heat_maps_correlation"] = correlate_maps(trained)
     return found
 
 
@@ -306,37 +252,27 @@ def ask_head(head: keras.Model) -> dict:
     return found
 
 
-def train_article_heads(seed: int, stops: list[int]) -> list[keras.Model]:
-    """Train the head of Part 1's model, its initial weights from `seed`; return it as it is after some epochs."""
-    features, labels, first = fit_batches()
-    lesson = dict(binary_lesson())
+def train_article_head(seed: int, epochs: int) -> keras.Model:
+    """Train the head of Part 1's model for some epochs, its initial weights from `seed`."""
+    features, labels, ends = fit_batches()
     keras.utils.set_random_seed(seed)
-    run_cells(lesson, "conv-base", "model", "heads")  # VGG16 draws initial weights, too, as in the lesson
-    lesson["model"] = lesson["article_head"]
-    run_cells(lesson, "compile")
-    head, heads = lesson["article_head"], []
-    batches = [range(begin, end) for begin, end in zip(first, [*first[1:], len(labels)])]
-    steps = len(batches) // lesson["NUM_EPOCHS"]
-    for step, rows in enumerate(batches[: max(stops) * steps], start=1):
-        head.train_on_batch(features[rows], labels[rows, None])
-        if step % steps == 0 and step // steps in stops:
-            heads.append(keras.models.clone_model(head))
-            heads[-1].set_weights(head.get_weights())
-    return heads
+    lesson = again(BINARY, binary_lesson(), "conv-base", "model")  # VGG16 draws, too, as in the lesson
+    head = keras.Sequential([keras.Input(features.shape[1:]), *lesson["model"].layers[1:]])
+    again(BINARY, lesson | {"model": head}, "compile")
+    steps = epochs * (len(ends) - 1) // lesson["NUM_EPOCHS"]
+    for begin, end in zip(ends[:steps], ends[1:]):
+        head.train_on_batch(features[begin:end], labels[begin:end, None])
+    return head
 
 
 @functools.cache
 def fit_batches() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the features of all batches that Part 1's `fit` draws, their labels, and the first row of each.
+    """Return the features of all batches that Part 1's `fit` draws, their labels, and the rows where they end.
 
-    The lesson's own cell draws them: in place of the model it fits one whose training step only keeps features. `fit`
-    takes the batches of an epoch in an order from Python's `random`, which initial weights draw from, too. So the
-    order is that of seed 42, as in the lesson; a lesson with another SEED would have other batches as well.
+    The lesson itself draws them: in place of the model it fits one whose training step only keeps features. `fit`
+    takes the batches of an epoch in an order from Python's `random`, so it is that of seed 42, as in the lesson.
     """
-    lesson = dict(binary_lesson())
-    keras.utils.set_random_seed(lesson["SEED"])
-    run_cells(lesson, "batches", "conv-base", "model", "compile")
-    conv_base, kept = lesson["conv_base"], []
+    conv_base, kept = binary_lesson()["conv_base"], []
 
     class Keeper(keras.Model):
         def train_step(self, data: tuple) -> dict:
@@ -347,18 +283,22 @@ def fit_batches() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         def test_step(self, data: tuple) -> dict:
             return {"loss": 0.0}
 
-    call = xray.hash_of_call(conv_base, lesson["train_batches"])
-    path = OUTPUT / "features" / f"{call}_fit_{lesson['NUM_EPOCHS']}.npz"
+    def replace_model(name: str, lesson: dict) -> None:
+        if name == "fit":
+            lesson["model"] = Keeper()
+            lesson["model"].compile(run_eagerly=True)
+
+    epochs = binary_lesson()["NUM_EPOCHS"]
+    path = LEFT / f"fit_{xray.hash_of_call(conv_base, binary_lesson()['train_batches'])}_{epochs}.npz"
     if not path.exists():
-        print(f"VGG16, {lesson['NUM_EPOCHS']} epochs of {lesson['train_batches'].n} images", flush=True)
-        lesson["model"] = Keeper()
-        lesson["model"].compile(run_eagerly=True)
-        run_cells(lesson, "fit")
+        print(f"VGG16, {epochs} epochs", flush=True)
+        with contextlib.redirect_stdout(io.StringIO()):
+            run_lesson(BINARY, TRIAL, last="fit", before=replace_model)
         features, labels = (np.concatenate(parts) for parts in zip(*kept))
-        first = np.cumsum([0, *(len(part) for _, part in kept)])[:-1]
-        np.savez(path, features=features, labels=labels, first=first)
+        ends = np.cumsum([0, *(len(part) for _, part in kept)])
+        np.savez(path, features=features, labels=labels, ends=ends)
     with np.load(path) as file:
-        return file["features"], file["labels"], file["first"]
+        return file["features"], file["labels"], file["ends"]
 
 
 @functools.cache
@@ -371,129 +311,84 @@ def swapped_features() -> tuple[pd.DataFrame, np.ndarray]:
             pairs += [(share, name, f, c) for f in frames for c in centers if f != c]
     swapped = [lesson["swap_center"](images[f], images[c], share) for share, _, f, c in pairs]
     table = pd.DataFrame(pairs, columns=["share", "pair", "frame", "center"])
-    return table, features_of(np.stack(swapped), "swap")
+    return table, features_of(np.stack(swapped))
 
 
 @functools.cache
 def marks_features() -> dict[str, np.ndarray]:
     """Return the features of Binary's three pictures of section 6; none of them where they are not there."""
     lesson, names = binary_lesson(), ["normal", "arrows", "without arrows"]
-    small = [cv2.resize(image, lesson["size"], interpolation=cv2.INTER_NEAREST_EXACT) for image in lesson["pictures"]]
-    return dict(zip(names, features_of(np.stack(small) / 255, "marks"))) if len(small) == 3 else {}
+    small = [lesson["small_copy"](image) for image in lesson["pictures"]]
+    return dict(zip(names, features_of(np.stack(small)))) if len(small) == 3 else {}
 
 
-def features_of(images: np.ndarray, name: str) -> np.ndarray:
+def features_of(images: np.ndarray) -> np.ndarray:
     """Return the features of images, float (n, size, size, 3), 0 to 1; kept on disk."""
-    lesson = binary_lesson()
-    path = OUTPUT / "features" / f"{joblib.hash([images, lesson['conv_base'].get_weights()])}_{name}.npy"
+    conv_base = binary_lesson()["conv_base"]
+    path = LEFT / f"{joblib.hash([images, conv_base.get_weights()])}.npy"
     if not path.exists():
-        print(f"VGG16, {len(images)} images: {name}", flush=True)
-        np.save(path, lesson["conv_base"].predict(images, lesson["BATCH_SIZE"], verbose=0))
+        np.save(path, conv_base.predict(images, binary_lesson()["BATCH_SIZE"], verbose=0))
     return np.load(path)
-
-
-def correlate_maps(trained: keras.Model) -> float:
-    """Return how a head's heat maps of four X-rays correlate with those of an untrained head: the mean of the four."""
-    lesson = binary_lesson()
-    shown = [*lesson["covid_rows"][:2], *lesson["normal_rows"][:2]]
-    images = np.stack([lesson["small_images"][row] for row in shown])
-    classes = xray.predict_probabilities(trained, lesson["features"][shown]).argmax(axis=1)
-    keras.utils.set_random_seed(lesson["SEED"])
-    heads = [trained, lesson["build_head"]()]
-    maps = zip(*(xray.hires_cam(lesson["conv_base"], head, images, classes) for head in heads))
-    return float(np.mean([np.corrcoef(first.ravel(), second.ravel())[0, 1] for first, second in maps]))
-
-
-def cross_validate_four(views: list[np.ndarray], **settings: float) -> dict:
-    """Cross-validate Multi's four classes with the lesson's seed and other settings; X-rays as they are."""
-    multi = run_cells(multi_lesson() | {"SEED": 42} | settings, "train-head")
-    labels, found, fitted = multi["labels"], 0, []
-    for train, out in xray.patient_folds(labels, multi["patients"], 42):
-        head, history = multi["train_head"]("four", views, train)
-        found += right(head, multi["plain_features"][out], labels[out])
-        fitted.append(history["acc"].iloc[-1])
-    return {"right": found, "n": len(labels), "training_accuracy": float(np.mean(fitted))}
 
 
 def measure_exercises(once: Callable) -> dict:
     """The numbers in the answers to the exercises."""
-    measures = [stopped, frames, without_patients, remedy, random_weights, other_pixels, new_pipeline]
-    found = {"binary": {}, "multi": once("multi", multi_exercises)}
-    for number, measure in enumerate(measures, start=1):
-        found["binary"][str(number)] = once(f"binary {number}", measure)
-    return found
+    measures = {1: stopped, 2: frames, 3: without_patients, 4: remedy, 7: new_pipeline}
+    binary = {str(number): once(f"binary {number}", measure) for number, measure in measures.items()}
+    binary |= {str(number): once(f"binary {number}", other_features, number) for number in (5, 6)}
+    return {"binary": binary, "multi": once("multi", multi_exercises)}
+
+
+def run_exercise(number: int) -> tuple[dict, list[int]]:
+    """Run the code of one of Binary's exercises at the lesson's end; return its variables, and "a of n" as printed."""
+    text = cell(BINARY, "exercises").split(f"\n{number}. ")[1].partition("<details>")[0]
+    lesson, printed = dict(binary_lesson()), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(textwrap.dedent(re.search(r" *```python\n(.*?)```", text, re.DOTALL)[1]), lesson)
+    return lesson, [int(word) for pair in re.findall(r"(\d+) of (\d+)", printed.getvalue()) for word in pair]
 
 
 def stopped() -> dict:
     """Part 1's model, stopped early."""
     stops = [epochs for epochs in (2, 5, 20) if epochs <= binary_lesson()["NUM_EPOCHS"]]
-    return {f"{epochs} epochs": ask_head(head) for epochs, head in zip(stops, train_article_heads(42, stops))}
+    return {f"{epochs} epochs": ask_head(train_article_head(42, epochs)) for epochs in stops}
 
 
 def frames() -> dict:
-    """Heads that see a thin frame alone."""
+    """Heads that see a thin frame alone: right of the test images, and cross-validated."""
     lesson, found = binary_lesson(), {}
+    labels, test, names = lesson["labels"], lesson["test"], lesson["table"]["file"] + ".png"
     for share in (0.95, 0.98, 1):
-        found[str(share)] = test_and_cross_validated(plain_features(lesson, lesson["conv_base"], share))
+        features = xray.plain_features(lesson["conv_base"], lesson["SMALL"], names, LEFT, black=share)
+        head = lesson["train_head"](features, labels, lesson["train"])
+        guesses = lesson["cross_validate"](features, labels, lesson["patients"])
+        facts = {"test": right(head, features[test], labels[test]), "n": len(test)}
+        facts |= {"cross_validated": int((guesses.argmax(axis=1) == labels).sum()), "cross_validated_n": len(labels)}
+        found[str(share)] = facts
     return found
-
-
-def test_and_cross_validated(features: np.ndarray) -> dict:
-    """Return what a head trained as in Binary's Part 2 gets right: of the test images, and cross-validated."""
-    lesson = binary_lesson()
-    labels, test = lesson["labels"], lesson["test"]
-    head = lesson["train_head"](features, labels, lesson["train"])
-    guesses = lesson["cross_validate"](features, labels, lesson["patients"])
-    found = {"test": right(head, features[test], labels[test]), "n": len(test)}
-    return found | {"cross_validated": int((guesses.argmax(axis=1) == labels).sum()), "cross_validated_n": len(labels)}
 
 
 def without_patients() -> dict:
     """A head that has seen none of the test set's patients."""
-    lesson = binary_lesson()
-    train, test = lesson["train"], lesson["test"]
-    others = train[~np.isin(lesson["patients"][train], lesson["patients"][test])]
-    head = lesson["train_head"](lesson["features"], lesson["labels"], others)
-    found = {"test": right(head, lesson["features"][test], lesson["labels"][test]), "n": len(test)}
-    return found | {"left_out": len(train) - len(others)}
+    lesson, (correct, n) = run_exercise(3)
+    return {"test": correct, "n": n, "left_out": len(lesson["train"]) - len(lesson["others"])}
 
 
 def remedy() -> dict:
     """COVID-19 against everyone else, cross-validated: right and all, by group."""
-    lesson = binary_lesson()
-    everyone = np.concatenate([lesson["features"], *lesson["control_features"].values()])
-    people = np.concatenate([lesson["patients"], *(found["patient"] for found in lesson["controls"].values())])
-    groups = list(lesson["table"]["class"])
-    for name, found in lesson["controls"].items():
-        groups += [lesson["SOURCES"][name]] * len(found)
-    truth = (np.array(groups) != "covid").astype(int)
-    hits = lesson["cross_validate"](everyone, truth, people).argmax(axis=1) == truth
-    return {name: {"right": int(found.sum()), "n": len(found)} for name, found in pd.Series(hits).groupby(groups)}
+    lesson, _ = run_exercise(4)
+    by_group = lesson["right_now"].groupby(lesson["groups"])
+    return {name: {"right": int(hits.sum()), "n": len(hits)} for name, hits in by_group}
 
 
-def random_weights() -> dict:
-    """VGG16 that has never seen a photograph."""
-    lesson = binary_lesson()
-    keras.utils.set_random_seed(42)
-    base = keras.applications.VGG16(weights=None, include_top=False, input_shape=lesson["conv_base"].input_shape[1:])
-    return test_and_cross_validated(plain_features(lesson, base))
-
-
-def other_pixels() -> dict:
-    """The pixels that VGG16 was trained on."""
-    lesson = binary_lesson()
-    datagen = lesson["ImageDataGenerator"](preprocessing_function=keras.applications.vgg16.preprocess_input)
-    batches = datagen.flow_from_dataframe(
-        lesson["small_table"], lesson["SMALL"], x_col="file", class_mode=None, batch_size=lesson["BATCH_SIZE"],
-        target_size=lesson["size"], shuffle=False,
-    )  # fmt: skip
-    return test_and_cross_validated(xray.extract_features(lesson["conv_base"], batches, OUTPUT)[0])
+def other_features(number: int) -> dict:
+    """VGG16 that has never seen a photograph (exercise 5), or sees the pixels that it was trained on (6)."""
+    return dict(zip(("test", "n", "cross_validated", "cross_validated_n"), run_exercise(number)[1]))
 
 
 def new_pipeline() -> dict:
     """What replaces ImageDataGenerator, trained end to end."""
-    lesson = dict(binary_lesson())
-    exec(EXERCISE_7, lesson)
+    lesson, _ = run_exercise(7)
     model, n = lesson["new_model"], len(lesson["test"])
     accuracy = model.evaluate(lesson["new_test"].batch(lesson["BATCH_SIZE"]), verbose=0)[1]
     return {"test": round(accuracy * n), "n": n, "validation_accuracy": model.history.history["val_acc"][-1]}
@@ -502,11 +397,13 @@ def new_pipeline() -> dict:
 def multi_exercises() -> dict:
     """Multi's three exercises: a fifth of the epochs; folds that ignore patients; other C."""
     multi = multi_lesson()
-    labels = multi["labels"]
-    epochs = min(20, multi["NUM_EPOCHS"])
-    found = {"1": cross_validate_four([multi["plain_features"]], LEARNING_RATE=5e-4, NUM_EPOCHS=epochs)}
+    labels, plain = multi["labels"], multi["plain_features"]
     folds = xray.patient_folds(labels, multi["patients"], 42)
-    lesson = run_cells(multi | {"folds": folds, "held_out": {}}, "logistic")
+    quick = multi | {"SEED": 42, "LEARNING_RATE": 5e-4, "NUM_EPOCHS": min(20, multi["NUM_EPOCHS"])}
+    train_head = again(MULTI, quick, "train-head")["train_head"]
+    correct = sum(right(train_head("four", [plain], train)[0], plain[out], labels[out]) for train, out in folds)
+    found = {"1": {"right": correct, "n": len(labels)}}
+    lesson = again(MULTI, multi | {"folds": folds}, "logistic")
 
     def logistic(strength: float, cv: object) -> int:
         model = lesson["logistic"].set_params(logisticregression__C=strength)
@@ -539,12 +436,12 @@ def main() -> None:
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     if options.trial:
-        SETTINGS.update(IMAGE_SIZE=64, NUM_EPOCHS=2)
+        TRIAL.update(IMAGE_SIZE=64, NUM_EPOCHS=2)
         globals().update(SEEDS=[1], HEADS=2, POOL=4, SHUFFLES=3)
-    os.environ["COVID_XRAY_OUTPUT"] = str(OUTPUT)
     for name in ("COVID_XRAY_DATA", "VGG16_WEIGHTS"):
         if os.path.exists(os.environ.get(name, "")):
             os.environ[name] = os.path.abspath(os.environ[name])
+    os.environ["COVID_XRAY_OUTPUT"] = str(LEFT)
     os.chdir(ROOT / "notebooks")  # where the lessons run
     path = OUTPUT / ("chance_trial.json" if options.trial else "chance.json")
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -553,9 +450,7 @@ def main() -> None:
         text = json.dumps(results, indent=1, default=xray.as_plain) + "\n"
         xray_data.atomic_write(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
-    for part, measure in PARTS.items():
-        if part in results and part not in options.parts or options.parts and part not in options.parts:
-            continue
+    for part in options.parts or [part for part in PARTS if part not in results]:
         pieces = results.setdefault("unfinished", {}).setdefault(part, {})
 
         def once(name: str, function: Callable, *arguments: object, part: str = part, pieces: dict = pieces) -> dict:
@@ -566,7 +461,7 @@ def main() -> None:
                 print(f"{part}, {name}: {time.perf_counter() - started:.0f} s", flush=True)
             return pieces[name]
 
-        results[part] = measure(once)
+        results[part] = PARTS[part](once)
         lesson = binary_lesson()
         counts = {kind: lesson["files"][kind] for kind in ("article", "same_pixels", "other")}
         results["about"] = {"dataset": lesson["files"]["dataset"], "files": counts, "seeds": SEEDS, "heads": HEADS}
