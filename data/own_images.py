@@ -4,8 +4,8 @@
 
 FOLDER has train/ and test/, each with one folder per class, and perhaps patients.csv (file, patient). COPY gets the
 same folders. JPEG and PNG files of 8 bits are copied as they are. Other kinds become 8-bit PNG files, and all 16-bit
-images keep the same eight bits, the highest that any of them uses. What is not read, what is equal, and what
-patients.csv leaves open is said. Then set COVID_XRAY_DATA to COPY.
+images keep the same eight bits, the highest that any of them uses. What is not read, and what patients.csv leaves
+open, is said. Then set COVID_XRAY_DATA to COPY.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -91,7 +92,7 @@ def to_8_bits(image: np.ndarray, bits: int) -> np.ndarray:
 
 
 def walk(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the images below `folder`, in Keras's order, and the files that are not read; hidden ones are neither.
+    """Return the images below `folder`, in order, and the files that are not read; hidden ones are neither.
 
     Names are relative to `folder`, with slashes. Raises SetupError for a folder that cannot be listed.
     """
@@ -100,15 +101,40 @@ def walk(folder: Path) -> tuple[list[str], list[str]]:
         raise SetupError(f"{error.filename} cannot be listed: {error.strerror}.")
 
     images, others = [], []
-    if not folder.is_dir():
-        return images, others
     for root, _, files in sorted(os.walk(folder, onerror=refuse)):
-        for name in sorted(files):  # Windows would ignore case, Keras does not
+        for name in sorted(files):
             path = Path(root, name).relative_to(folder)
             if any(part[0] == "." for part in path.parts) or name.lower() in NO_IMAGES:
                 continue
             (images if path.suffix.lower() in SUFFIXES else others).append(path.as_posix())
     return images, others
+
+
+def list_folders(folder: Path) -> list[str]:
+    """Return the names of the folders in `folder`, sorted; hidden ones are passed over."""
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    except OSError as error:
+        raise SetupError(f"{error.filename} cannot be listed: {error.strerror}.") from None
+
+
+def find_files(folder: Path) -> list[str]:
+    """Return the images of `folder`, named from there, and print what is not read.
+
+    Raises SetupError where there is but one class, or one that train/ or test/ has no image of.
+    """
+    class_names = sorted({*list_folders(folder / "train"), *list_folders(folder / "test")})
+    if len(class_names) < 2:
+        raise SetupError(f"{folder / 'train'} needs two or more class folders, and has {len(class_names)}.")
+    files, unread = [], []
+    for place in [Path(split, name) for split in ("train", "test") for name in class_names]:
+        images, others = walk(folder / place) if (folder / place).is_dir() else ([], [])
+        if not images:
+            raise SetupError(f"{folder / place} holds no image. Every class needs some in train/ and in test/.")
+        files += [(place / image).as_posix() for image in images]
+        unread += [(place / other).as_posix() for other in others]
+    report_unread(folder, unread)
+    return files
 
 
 def report_unread(folder: Path, unread: Sequence[str]) -> None:
@@ -117,74 +143,68 @@ def report_unread(folder: Path, unread: Sequence[str]) -> None:
     if kinds:
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         print(f"{len(unread)} files are not read, such as {unread[0]} ({listed}). {SAVE_AS}")
-    for place in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
-        with contextlib.suppress(OSError, SetupError):  # another folder that cannot be listed does not matter
-            images = walk(place)[0]
+    for place in list_folders(folder):
+        with contextlib.suppress(SetupError):  # another folder that cannot be listed does not matter
+            images = walk(folder / place)[0]
             loose = [name for name in images if "/" not in name]
-            if place.name in ("train", "test") and loose:
-                print(f"{len(loose)} images in {place.name}/ are in no class folder, such as {loose[0]}. Not read.")
-            elif place.name not in ("train", "test") and images:
-                print(
-                    f"{len(images)} images in {place.name}/ are not read. Put images into train/CLASS and test/CLASS."
-                )
+            if place in ("train", "test") and loose:
+                print(f"{len(loose)} images in {place}/ are in no class folder, such as {loose[0]}. Not read.")
+            elif place not in ("train", "test") and images:
+                print(f"{len(images)} images in {place}/ are not read. Put images into train/CLASS and test/CLASS.")
 
 
-def prepare(folder: Path, copy: Path) -> None:
-    """Check the images of `folder` and write the copy, with a patients.csv; raises SetupError for the first bad one."""
-    if copy.exists():
-        raise SetupError(f"{copy} exists. Name a folder that does not.")
-    files, unread = [], []
-    for split in ("train", "test"):
-        for name in list_classes(folder / split):
-            images, others = walk(folder / split / name)
-            if not images:
-                raise SetupError(f"{folder / split / name} holds no image. Put some there, or delete the folder.")
-            files += [f"{split}/{name}/{image}" for image in images]
-            unread += [f"{split}/{name}/{other}" for other in others]
-    report_unread(folder, unread)
-    patients = xray_data.patients_of(folder, files)
-    depths = {}
-    for file in xray_data.progress(files, "check"):
-        image = decode(folder / file)
-        if image.dtype == np.uint16:
-            depths[file] = bits_in_use(image)
-    bits = max(depths.values(), default=8)
-    if depths:
-        print(f"{len(depths)} images have 16 bits a pixel, of which {bits} are in use. The highest eight are kept.")
-    names = [write_copy(folder, file, copy, bits) for file in xray_data.progress(files, "copy")]
-    known = pd.DataFrame({"file": names, "patient": patients}).loc[np.array(files) != np.array(patients)]
-    if len(known):
-        known.to_csv(copy / "patients.csv", index=False)
-    print(f"{len(names)} images are in {copy}. Set COVID_XRAY_DATA to {copy.resolve()}.")
-
-
-def list_classes(folder: Path) -> list[str]:
-    """Return the class names, which are the folders in `folder`; hidden ones are passed over."""
+def write_file(path: Path, data: bytes) -> None:
+    """Write a new file; raises SetupError with the file and the reason, such as another image of that name."""
     try:
-        return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "xb") as file:
+            file.write(data)
     except OSError as error:
-        raise SetupError(f"{error.filename} cannot be listed: {error.strerror}.") from None
+        raise SetupError(f"{path} cannot be written: {error.strerror}.") from None
 
 
-def write_copy(folder: Path, file: str, copy: Path, bits: int) -> str:
-    """Write the copy of one image, in one step; returns its name relative to `copy`.
+def write_copy(source: Path, target: Path, bits: int) -> Path:
+    """Write the copy of an image: as it is where the lessons read it as it is, or else as 8-bit PNG; returns its path.
 
     bits: how many the 16-bit images of the set use.
     """
-    data, image = read_bytes(folder / file), decode(folder / file)
-    is_plain = Path(file).suffix.lower() in xray_data.IMAGE_SUFFIXES and data[:2] in (b"\xff\xd8", b"\x89P")
-    if is_plain and image.dtype == np.uint8:
-        name = file
-    else:
-        name = f"{file}.png"
-        if image.dtype == np.uint16:
-            image = to_8_bits(image, bits)
+    data, image = read_bytes(source), decode(source)
+    is_read = source.suffix.lower() in xray_data.IMAGE_SUFFIXES and data[:2] in (b"\xff\xd8", b"\x89P")
+    if image.dtype == np.uint16:
+        image, is_read = to_8_bits(image, bits), False
+    if image.max() < 64:
+        raise SetupError(f"{source} is nearly black. Replace or delete it, then run again.")
+    if not is_read:
+        target = target.with_name(f"{target.name}.png")
         data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+    write_file(target, data)
+    return target
+
+
+def prepare(folder: Path, copy: Path) -> None:
+    """Write the copy, with patients.csv, whole or not at all; raises SetupError for the first image that is bad."""
+    if copy.exists():
+        raise SetupError(f"{copy} exists. Name a folder that does not.")
+    files = find_files(folder)
+    patients = xray_data.patients_of(folder, files)
+    deep = []
+    for file in xray_data.progress(files, "check"):
+        image = decode(folder / file)
+        if image.dtype == np.uint16:
+            deep.append(bits_in_use(image))
+    bits = max(deep, default=8)
+    if deep:
+        print(f"{len(deep)} images have 16 bits a pixel, of which {bits} are in use. The highest eight are kept.")
     try:
-        xray_data.atomic_write(copy / name, lambda scratch: scratch.write_bytes(data))
-    except OSError as error:
-        raise SetupError(f"{copy / name} cannot be written: {error.strerror}.") from None
-    return name
+        paths = [write_copy(folder / file, copy / file, bits) for file in xray_data.progress(files, "copy")]
+        table = pd.DataFrame({"file": [path.relative_to(copy).as_posix() for path in paths], "patient": patients})
+        known = table[table["patient"] != files]
+        if len(known):
+            write_file(copy / "patients.csv", known.to_csv(index=False).encode())
+    except BaseException:
+        shutil.rmtree(copy, ignore_errors=True)
+        raise
+    print(f"{len(files)} images are in {copy}. Set COVID_XRAY_DATA to {copy.resolve()}.")
 
 
 if __name__ == "__main__":
