@@ -24,8 +24,8 @@ for setting in [name for name in os.environ if name.startswith(SETTINGS)]:
 
 import phantoms  # noqa: E402
 import prepare  # noqa: E402
-import xray_data  # noqa: E402
 
+ZIP = "Covid_Data_GradientCrescent.zip"  # as the article names it
 NOWHERE = "http://127.0.0.1:9/none.zip"  # nobody listens there
 QUICK = {"IMAGE_SIZE": 32, "NUM_EPOCHS": 2}
 QUICK_MULTI = {**QUICK, "VIEWS_PER_IMAGE": 2, "FINE_TUNE_EPOCHS": 1}
@@ -42,7 +42,7 @@ def tree(tmp_path_factory):
 @pytest.fixture(scope="session")
 def archive(tree, tmp_path_factory):
     """The tree as a zip of the article's name, with the rubbish that the article's own zip holds."""
-    path = tmp_path_factory.mktemp("zip") / xray_data.ZIP_NAME
+    path = tmp_path_factory.mktemp("zip") / ZIP
     with zipfile.ZipFile(path, "w") as zipped:
         for file in sorted(tree.rglob("*")):
             if file.is_file() and file.relative_to(tree).parts[0] in ("two", "all"):
@@ -63,13 +63,12 @@ def weights(tmp_path_factory):
     return path
 
 
-class Server:
-    """An HTTP server on loopback that answers each path with a status and a body, and notes what it was asked.
-
-    It announces how long its answers are, but for those below /unannounced.
-    """
+class Server(http.server.ThreadingHTTPServer):
+    """An HTTP server on loopback that answers each path with a status and a body, and notes what it was asked."""
 
     def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
         self.pages, self.asked, self.patience = {}, [], threading.Event()
 
     def put(self, path, body, status=200):
@@ -78,42 +77,41 @@ class Server:
         return self.url + path
 
 
+class Handler(http.server.BaseHTTPRequestHandler):
+    """What a Server answers."""
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        status, body = self.server.pages.get(self.path, (404, b"not here"))
+        if body is None:
+            self.server.patience.wait(60)
+            return
+        self.send_response(status)
+        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Content-Disposition", 'attachment; filename="file"')
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
 @contextlib.contextmanager
 def running_server():
     """A running Server, for a `with`."""
-    state = Server()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            state.asked.append(self.path)
-            status, body = state.pages.get(self.path, (404, b"not here"))
-            if body is None:
-                state.patience.wait(60)
-                return
-            self.send_response(status)
-            self.send_header("Content-Type", "application/octet-stream")
-            self.send_header("Content-Disposition", 'attachment; filename="file"')
-            if not self.path.startswith("/unannounced"):
-                self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        state.url = f"http://127.0.0.1:{running.server_port}"
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield state
-        state.patience.set()
-        running.shutdown()
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.patience.set()
+        server.shutdown()
 
 
 @pytest.fixture
 def server():
     """A running Server."""
-    with running_server() as state:
-        yield state
+    with running_server() as running:
+        yield running
 
 
 def clean_environment(**settings):

@@ -8,30 +8,25 @@ BINARY = ROOT / "notebooks" / "Covid19_GradientCrescent_Binary.ipynb"
 MULTI = ROOT / "notebooks" / "Covid19_GradientCrescent_Multi.ipynb"
 
 
+def sources(notebook, kind):
+    """Return the source of each cell of one kind ("code", "markdown") by its id, in their order."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return {cell["id"]: "".join(cell["source"]) for cell in cells if cell["cell_type"] == kind}
+
+
 def code_cells(notebook):
     """Return the source of each code cell by its id, in their order."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return {cell["id"]: "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"}
+    return sources(notebook, "code")
 
 
 def cell(notebook, name):
     """Return the source of the cell whose id is `name`, of code or of text."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    (source,) = ("".join(cell["source"]) for cell in cells if cell["id"] == name)
-    return source
+    return (sources(notebook, "code") | sources(notebook, "markdown"))[name]
 
 
 def run_cell(notebook, name, variables):
     """Run one cell on `variables`, which it changes."""
     exec(compile(cell(notebook, name), f"{notebook.stem}, cell {name}", "exec"), variables)
-
-
-def run_cells(notebook, *names, **given):
-    """Run the cells `names` in this order, with the variables `given`; return all variables."""
-    variables = dict(given)
-    for name in names:
-        run_cell(notebook, name, variables)
-    return variables
 
 
 def run_lesson(notebook, settings, last=None, before=lambda name, variables: None):
