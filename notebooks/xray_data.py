@@ -152,7 +152,7 @@ def atomic_write(target: Path, write: Callable[[Path], object]) -> None:
 
 
 def check_files(folder: Path, files: Sequence[str]) -> dict[str, str | int]:
-    """Say which data set the images `files` (named relative to `folder`, as in list_table) are, by their bytes.
+    """Say which data set the images `files` (named relative to `folder`, as in list_images) are, by their bytes.
 
     Returns "dataset" (ARTICLE_NAME, "phantoms", or "own_" and the folder's name), the numbers of files
     "article" (the article's bytes), "same_pixels" (its pixels in other bytes), and "other", and a
@@ -218,7 +218,7 @@ def find_controls(kind: str, folder: Path, dataset: str, home: Path | None = Non
     """Return X-rays of patients without COVID-19, a row each.
 
     kind: "controls", other diseases in the COVID-19 images' own collection, or "nih_no_finding", adults
-    without a finding, from the NIH. folder, dataset: as find_images and check_files give them. Columns:
+    without a finding, from the NIH. folder: where the lesson's images lie; dataset: as check_files gives it. Columns:
     file (its path), filename, group (of findings), answer (the class that is right, "" for none),
     patient, and what else the list knows (age, sex, view).
 
