@@ -101,8 +101,8 @@ def trust() -> str:
         "Do test images show patients of the training set?": f"{known} of the 9 COVID-19 ones do.",
         "Are the lungs needed?": f"With 90% of height and width black: {correct(black)} (two classes), "
         f"{correct(black_four)} (four).",
-        "Does it look at the lungs or at the frame?": "Children's normal centers (90% of height and width) in a COVID-19 frame: "
-        f"COVID-19 for {frames['article']} of {frames['n']} pairs; "
+        "Does it look at the lungs or at the frame?": "Children's normal centers (90% of height and width) in a "
+        f"COVID-19 frame: COVID-19 for {frames['article']} of {frames['n']} pairs; "
         f"in other children's frames: {control['article']} of {control['n']}.",
         "What does it predict for adults with no finding, from the NIH?": "The binary model predicts COVID-19 for "
         f"{covid(two['no_finding'])}; models with {len(heads)} other initial weights do so for {others}.",
