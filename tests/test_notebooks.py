@@ -8,13 +8,15 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import conftest
-import lessons
+import pack
 import pytest
-from conftest import BINARY, MULTI, NOWHERE, ROOT, copy_clone, copy_with, execute, outputs_of
+from conftest import BINARY, MULTI, NOWHERE, ZIP, copy_clone, copy_with, execute, outputs_of
 
 both = pytest.mark.parametrize("notebook", [BINARY, MULTI], ids=["binary", "multi"])
-NAMES, SETTINGS = {BINARY: "binary", MULTI: "multi"}, {BINARY: conftest.QUICK, MULTI: conftest.QUICK_MULTI}
-PLACES = {"COVID_XRAY_DATA", "COVID_XRAY_OUTPUT", "COVID_XRAY_URL", "VGG16_WEIGHTS"}
+NAMES = {BINARY: "binary", MULTI: "multi"}
+SETTINGS = {BINARY: conftest.QUICK | {"SEED": 7}, MULTI: conftest.QUICK_MULTI | {"SEED": 7}}
+GITHUB = NOWHERE.replace("none", "github")
+FEWER = ["import functools", "xray.bootstrap_interval = functools.partial(xray.bootstrap_interval, draws=50)"]
 RECIPES = ("", "_gentle", "_none")
 TRUST = {
     "binary": {"test_images_of_training_patients", "blackout", "swap", "heat_map_correlations", "no_finding"}
@@ -49,59 +51,92 @@ def assert_same_results(first, second):
             assert value == second[path], path
 
 
-@pytest.fixture(scope="module")
-def in_a_clone(tree, weights, tmp_path_factory):
-    """Both notebooks run, side by side, in copies of the clone: by notebook, the copy's folder and the page's cells."""
-
-    def run(notebook):
-        clone = copy_clone(tmp_path_factory.mktemp("a clone"))
-        copy = copy_with(notebook, clone / "notebooks", SETTINGS[notebook])
-        places = {"COVID_XRAY_DATA": str(tree), "VGG16_WEIGHTS": str(weights)}
-        return clone, execute(copy, clone, clone / "output", **places)
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip((BINARY, MULTI), pool.map(run, (BINARY, MULTI))))
+def papermill(cwd, notebook, parameters, **settings):
+    """Run a notebook by papermill in `cwd`, as a user does; returns the process, and the page's cells."""
+    (cwd / "output").mkdir()
+    command = [sys.executable, "-m", "papermill", str(notebook.relative_to(cwd)), "output/run.ipynb", "-k", "python3"]
+    for name, value in parameters.items():
+        command += ["-p", name, str(value)]
+    environment = conftest.clean_environment(**settings)
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    return done, json.loads((cwd / "output" / "run.ipynb").read_text(encoding="utf-8"))["cells"]
 
 
-@pytest.fixture(scope="module")
-def alone(archive, weights, tmp_path_factory):
-    """Both notebooks, side by side, each alone in a folder, every cell twice in one kernel, in an odd shell.
+def files_of(clone):
+    """The files of a clone but for output/ and what Python compiled, and their content."""
+    files = {path.relative_to(clone): path for path in clone.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    return {name: path.read_bytes() for name, path in files.items() if name.parts[0] != "output"}
 
-    Beside a notebook are files that are not its toolbox. Nothing answers but a server that has the zip.
+
+def in_a_clone(notebook, tree, weights, clone):
+    """Run a notebook in a copy of the clone: Binary by papermill in its root, Multi as the Makefile does.
+
+    Returns the copy's folder, the page's cells, and the files that were there before.
     """
+    places = {"COVID_XRAY_DATA": str(tree), "VGG16_WEIGHTS": str(weights)}
+    copy_clone(clone)
+    if notebook == MULTI:
+        copy = copy_with(notebook, clone / "notebooks", SETTINGS[notebook], FEWER)
+        before = files_of(clone)
+        return clone, execute(copy, clone, clone / "output", **places), before
+    copy = copy_with(notebook, clone / "notebooks", {}, FEWER)
+    before = files_of(clone)
+    done, cells = papermill(clone, copy, SETTINGS[notebook], **places)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return clone, cells, before
+
+
+def alone(notebook, url, weights, folder):
+    """Run a notebook alone in `folder`/home, every cell twice in one kernel, in an odd shell; returns home and cells.
+
+    Beside it are files that are not its toolbox. Only `url` answers: it has the zip of the images.
+    """
+    home = folder / "home"
+    for place in (home, home / "output" / "toolbox-000000000000"):
+        place.mkdir(parents=True)
+        for module in ("xray.py", "xray_data.py"):
+            (place / module).write_text("raise RuntimeError('another toolbox')", encoding="utf-8")
+    copy = copy_with(notebook, home, SETTINGS[notebook], FEWER)
+    content = json.loads(copy.read_text(encoding="utf-8"))
+    code = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+    content["cells"] = [{**cell, "id": f"cell-{index}"} for index, cell in enumerate(code + code)]
+    copy.write_text(json.dumps(content), encoding="utf-8")
     keras_json = {"backend": "torch", "image_data_format": "channels_first", "floatx": "float16", "epsilon": 0.1}
-    shell = {"KERAS_BACKEND": "torch", "TF_USE_LEGACY_KERAS": "1", "PRECISION": "float16", "SEED": "7"}
-    shell |= {"LEARNING_RATE": "9", "NUM_EPOCHS": "1", "IMAGE_SIZE": "64", "COVID_XRAY_NIH_URL": NOWHERE}
+    (folder / "keras.json").write_text(json.dumps(keras_json), encoding="utf-8")
+    shell = {"COVID_XRAY_URL": url, "VGG16_WEIGHTS": str(weights), "KERAS_HOME": str(folder), "KERAS_BACKEND": "torch"}
+    shell |= {"TF_USE_LEGACY_KERAS": "1", "SEED": "9", "LEARNING_RATE": "9", "NUM_EPOCHS": "1", "IMAGE_SIZE": "64"}
+    return home, execute(copy, home, folder, **shell)
 
-    def run(notebook, server):
-        home = tmp_path_factory.mktemp("alone")
-        for place in (home, home / "output" / "toolbox-000000000000"):
-            place.mkdir(parents=True, exist_ok=True)
-            for module in ("xray.py", "xray_data.py"):
-                (place / module).write_text("raise RuntimeError('another toolbox')", encoding="utf-8")
-        copy = copy_with(notebook, home, SETTINGS[notebook])
-        content = json.loads(copy.read_text(encoding="utf-8"))
-        code = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
-        content["cells"] = [{**cell, "id": f"cell-{index}"} for index, cell in enumerate(code + code)]
-        copy.write_text(json.dumps(content), encoding="utf-8")
-        aside = tmp_path_factory.mktemp("aside")
-        (aside / "keras.json").write_text(json.dumps(keras_json), encoding="utf-8")
-        places = {"COVID_XRAY_URL": server.put(f"/{notebook.stem}.zip", archive.read_bytes())}
-        places |= {"VGG16_WEIGHTS": str(weights), "KERAS_HOME": str(aside)}
-        return home, execute(copy, home, aside, **places, **shell), server.asked
 
+def without_source(notebook, folder):
+    """Run a notebook alone, where nobody answers; returns the process, and the page's cells."""
+    return papermill(folder, copy_with(notebook, folder, {}), {"DRIVE_URL": NOWHERE, "GITHUB_URL": GITHUB})
+
+
+@pytest.fixture(scope="module")
+def runs(tree, archive, weights, tmp_path_factory):
+    """All of these runs, two at a time: a future by its name, which a test waits for; and the server that they ask."""
     with conftest.running_server() as server, ThreadPoolExecutor(2) as pool:
-        return dict(zip((BINARY, MULTI), pool.map(run, (BINARY, MULTI), (server, server))))
+        started = {"server": server}
+        for name, run, *arguments in (
+            ("clone", in_a_clone, tree, weights),
+            ("alone", alone, server.put(f"/{ZIP}", archive.read_bytes()), weights),
+            ("nowhere", without_source),
+        ):
+            for notebook in (BINARY, MULTI):
+                folder = tmp_path_factory.mktemp("a run")
+                started[name, notebook] = pool.submit(run, notebook, *arguments, folder)
+        yield started
 
 
 @both
-def test_in_a_clone(notebook, in_a_clone):
+def test_in_a_clone(notebook, runs):
     """Every section leaves its results, figures, and models, says that these are phantoms, and nothing else."""
-    clone, cells = in_a_clone[notebook]
+    clone, cells, before = runs["clone", notebook].result()
     name, output = NAMES[notebook], clone / "output"
     assert outputs_of(cells, "error") == []
     results = results_of(output, notebook)
-    assert (results["dataset"], results["weights"], results["seed"]) == ("phantoms", "imagenet", 42)
+    assert (results["dataset"], results["weights"], results["seed"]) == ("phantoms", "imagenet", 7)
     assert results["files"] == {"article": 0, "same_pixels": 0, "other": 16 if name == "binary" else 32}
     trust, cases = results["trust"], results["cases"]
     assert set(trust) == TRUST[name]
@@ -134,89 +169,48 @@ def test_in_a_clone(notebook, in_a_clone):
     models = {"binary": ["binary.keras"], "multi": ["multi_four.keras", "multi_three.keras"]}
     assert sorted(path.name for path in output.glob("*.keras")) == models[name]
     assert not list(output.glob("toolbox-*"))  # in a clone, the modules beside the notebook are taken
-    left = {path.name for path in (clone / "notebooks").iterdir()} - {"__pycache__"}
-    assert left == {path.name for path in (ROOT / "notebooks").glob("*.*") if path.suffix in (".py", ".ipynb")}
+    assert files_of(clone) == before
 
 
 @both
-def test_alone_in_a_folder(notebook, alone):
-    """It downloads its images once, unpacks its own toolbox, and takes no other; what is not to be had is left out."""
-    home, cells, asked = alone[notebook]
-    assert outputs_of(cells, "error") == [] and asked.count(f"/{notebook.stem}.zip") == 1 and len(asked) == 2
+def test_alone_in_a_folder(notebook, runs):
+    """It downloads its images once, unpacks its own toolbox, and takes no other; it goes on without controls."""
+    home, cells = runs["alone", notebook].result()
+    assert outputs_of(cells, "error") == []
     found = {path.name for path in home.iterdir()} - {"__pycache__"}
     assert found == {notebook.name, "xray.py", "xray_data.py", "data", "output"}
-    assert {path.name for path in (home / "data").iterdir()} == {"Covid_Data_GradientCrescent.zip", "two", "all"}
+    assert {path.name for path in (home / "data").iterdir()} == {ZIP, "two" if notebook == BINARY else "all"}
     results = results_of(home / "output", notebook)
-    assert results["dataset"] == ("own_two" if notebook == BINARY else "own_all")
+    assert results["dataset"].startswith("own")
     assert not any(key.startswith(("controls", "no_finding")) for key in results["trust"])
     (toolbox,) = set((home / "output").glob("toolbox-*")) - {home / "output" / "toolbox-000000000000"}
-    for name, folder in {"xray.py": "notebooks", "xray_data.py": "notebooks", "manifest.csv": "data"}.items():
-        assert (toolbox / name).read_bytes() == (ROOT / folder / name).read_bytes()
+    for name, content in pack.read_packed().items():
+        assert (toolbox / name).read_bytes() == content
+
+
+def test_one_download_each(runs):
+    """Though every cell runs twice."""
+    for notebook in (BINARY, MULTI):
+        runs["alone", notebook].result()
+    assert runs["server"].asked == [f"/{ZIP}"] * 2
 
 
 @both
-def test_neither_the_shell_nor_a_second_run_changes_a_number(notebook, in_a_clone, alone):
+def test_neither_the_shell_nor_a_second_run_changes_a_number(notebook, runs):
     """From the top again in one kernel, with other settings all around: the numbers of a plain run, on equal images."""
-    plain = results_of(in_a_clone[notebook][0] / "output", notebook)
-    again = results_of(alone[notebook][0] / "output", notebook)
-    assert_same_results(plain["cases"], again["cases"])
+    plain = results_of(runs["clone", notebook].result()[0] / "output", notebook)
+    again = results_of(runs["alone", notebook].result()[0] / "output", notebook)
     assert plain["seed"] == again["seed"] and len(again["trust"]) >= 5
-    for key in ("children", "children_blackout"):  # the other tasks need controls
-        for results in (plain, again) if notebook == BINARY else ():
-            results["trust"][key] = results["trust"].get("like_for_like", {}).get(key)
-    for results in (plain, again):
-        results["trust"].pop("like_for_like", None)
-    for key in again["trust"]:
-        assert_same_results(plain["trust"][key], again["trust"][key])
-
-
-def papermill(cwd, notebook, output, *parameters, **settings):
-    """Run `notebook` by papermill in `cwd`, as a user does; returns the finished process."""
-    command = [sys.executable, "-m", "papermill", str(notebook), str(output), "-k", "python3", *parameters]
-    return subprocess.run(command, cwd=cwd, env=conftest.clean_environment(**settings), capture_output=True, text=True)
-
-
-def test_papermill_from_the_root(in_a_clone, tree, weights, tmp_path):
-    """It sets the parameters, whatever the shell says, and leaves nothing behind but output/. (Part 1 is enough.)"""
-    clone = copy_clone(tmp_path / "clone")
-    content = json.loads(BINARY.read_text(encoding="utf-8"))
-    last = [cell["id"] for cell in content["cells"]].index("record")
-    notebook = clone / "notebooks" / BINARY.name
-    notebook.write_text(json.dumps(content | {"cells": content["cells"][: last + 1]}), encoding="utf-8")
-
-    def files():
-        return {path: path.read_bytes() for path in clone.rglob("*") if path.is_file() and path.suffix != ".pyc"}
-
-    before, output = files(), clone / "output"
-    output.mkdir()
-    parameters = ["-p", "IMAGE_SIZE", "32", "-p", "NUM_EPOCHS", "2", "-p", "SEED", "7"]
-    places = {"COVID_XRAY_DATA": str(tree), "VGG16_WEIGHTS": str(weights), "SEED": "5"}
-    done = papermill(clone, notebook.relative_to(clone), output / "run.ipynb", *parameters, **places)
-    assert done.returncode == 0, done.stderr[-2000:]
-    results, plain = results_of(output, BINARY), results_of(in_a_clone[BINARY][0] / "output", BINARY)
-    history = results["cases"]["binary"]["history"]
-    assert results["seed"] == 7 and len(history["loss"]) == 2 and history != plain["cases"]["binary"]["history"]
-    assert {path: data for path, data in files().items() if output not in path.parents} == before
+    assert_same_results(plain["cases"], again["cases"])
+    for key, found in again["trust"].items():
+        if key == "like_for_like":  # the other tasks need controls
+            plain["trust"][key] = {task: plain["trust"][key][task] for task in ("children", "children_blackout")}
+        assert_same_results(plain["trust"][key], found)
 
 
 @both
-def test_without_any_source(notebook, tmp_path):
+def test_without_any_source(notebook, runs):
     """A notebook alone stops where it finds no images, with one message that names every address that it tried."""
-    github = NOWHERE.replace("none", "github")
-    addresses = {"DRIVE_URL": NOWHERE, "GITHUB_URL": github}
-    lines = [f"xray_data.{name} = {address!r}" for name, address in addresses.items()] if notebook == MULTI else []
-    copy = copy_with(notebook, tmp_path, addresses if notebook == BINARY else {}, lines)
-    done = papermill(tmp_path, copy, tmp_path / "run.ipynb")
-    assert done.returncode != 0
-    cells = json.loads((tmp_path / "run.ipynb").read_text(encoding="utf-8"))["cells"]
+    done, cells = runs["nowhere", notebook].result()
     (message,) = outputs_of(cells, "error")
-    assert NOWHERE in message and github in message and "Covid_Data_GradientCrescent.zip" in message
-    assert str(tmp_path) in message and not list(tmp_path.rglob("PHANTOMS.txt"))
-
-
-def test_the_environment_gives_places_alone():
-    """No cell and no module reads any other variable (CI hides bars of progress)."""
-    sources = ["\n".join(lessons.code_cells(notebook).values()) for notebook in (BINARY, MULTI)]
-    sources += [path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*.py")]
-    read = set(re.findall(r"environ\.get\(\W(\w+)", "".join(sources)))
-    assert read == PLACES | {"CI"} and not re.search(r"getenv|environ\[[^]]+\](?! = )", "".join(sources))
+    assert done.returncode != 0 and NOWHERE in message and GITHUB in message and ZIP in message
