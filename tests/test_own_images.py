@@ -467,18 +467,19 @@ def test_the_copy_in_a_lesson(mine, tmp_path, lesson, capsys):
     apples = mine / "train" / "apples"
     write_picture(apples / "sub" / "b.png", 101)
     write_picture(apples / "sub-2" / "Z.PNG", 102)
-    originals = {"deep.png": GRAY, "gray.tif": GRAY, "sub/deep.tiff": GRAY, "color.bmp": COLOR}
+    originals = {"deep.png": GRAY, "tiff.png": GRAY, "gray.tif": GRAY, "sub/deep.tiff": GRAY, "color.bmp": COLOR}
     cv2.imwrite(str(apples / "deep.png"), DEEP)
-    (apples / "gray.tif").write_bytes(tiff(255 - GRAY, white_is_zero=True))
+    for name in ("gray.tif", "tiff.png"):  # one has a wrong ending
+        (apples / name).write_bytes(tiff(255 - GRAY, white_is_zero=True))
     (apples / "sub" / "deep.tiff").write_bytes(tiff(DEEP))
     cv2.imwrite(str(apples / "color.bmp"), COLOR[..., ::-1])
     rows = ["deep.png,P", "gray.tif,P", "train/apples/sub/deep.tiff,Q", f"{ONE},Q", "testp1.png,P"]
     list_patients(mine, *rows)
     capsys.readouterr()
     own_images.prepare(mine, tmp_path / "copy")
-    assert "21 of 26 images have no patient in patients.csv" in capsys.readouterr().out
+    assert "22 of 27 images have no patient in patients.csv" in capsys.readouterr().out
     variables = lesson(tmp_path / "copy")
-    assert "21 of 26 images have no patient in patients.csv" in capsys.readouterr().out
+    assert "22 of 27 images have no patient in patients.csv" in capsys.readouterr().out
     table = variables["table"]
 
     named = {f"train/apples/{name}.png": f"train/apples/{name}" for name in originals}
@@ -487,10 +488,10 @@ def test_the_copy_in_a_lesson(mine, tmp_path, lesson, capsys):
     people = {"P": {"deep.png", "gray.tif", "testp1.png"}, "Q": {"deep.tiff", "traina1.png"}}
     for patient, names in people.items():
         assert {Path(name).name for name in table.loc[table["patient"] == patient, "original"]} == names
-    assert table["patient"].nunique() == 23
+    assert table["patient"].nunique() == 24
     assert table.groupby(["class", "split"]).size().to_dict() == {
         ("apples", "validation"): 2,
-        ("apples", "train"): 9,
+        ("apples", "train"): 10,
         ("apples", "test"): 5,
         ("pears", "validation"): 1,
         ("pears", "train"): 4,
