@@ -6,9 +6,9 @@ What a part found goes at once to output/bench.json, under its name, with the lo
   machine  processor, cores, what it computes with, versions
   image    ms an image: VGG16 alone on arrays in memory; in Part 1's `fit`; in `extract_features`; of augmentation alone
   passes   images that go through VGG16 in each part of both lessons, counted while the lessons run
-  first    `make run` from nothing: seconds to the packages, the first picture, epoch, accuracy, and the last page
-  lessons  each lesson with nothing kept: seconds, and the peak of memory
-  second   Multi again, with the features that `lessons` kept, saved with `lessons`
+  first    `make run` from nothing: seconds to the packages, and of each lesson to the first picture, epoch, accuracy,
+           and to the end, from its own start, with the peak of memory
+  second   Multi again, with the features that `first` kept
   before   Multi at an earlier commit and now, in turns, on the same phantoms, both in float32
   size     Multi on phantoms, one view, two epochs: seconds, memory, and the power of n that the seconds grow with
 All but `image` measure what is committed, in a copy. They need images (COVID_XRAY_DATA or data/) and weights
@@ -45,7 +45,7 @@ from lessons import BINARY, MULTI, run_lesson  # noqa: E402
 LESSONS = {"Binary": BINARY.name, "Multi": MULTI.name}
 OUTPUT = Path(os.environ.get("COVID_XRAY_OUTPUT") or ROOT / "output").resolve()
 RESULTS = OUTPUT / "bench.json"
-KEPT = OUTPUT / "bench"  # what `lessons` leaves for `second`
+KEPT = OUTPUT / "bench"  # what `first` leaves for `second`
 IMAGES = Path(os.environ.get("COVID_XRAY_DATA") or ROOT / "data").resolve()
 WEIGHTS = Path(os.environ.get("VGG16_WEIGHTS") or ROOT / "data" / "weights" / "vgg16.weights.h5").resolve()
 FEW = {"NUM_EPOCHS": 2, "FINE_TUNE_EPOCHS": 1, "VIEWS_PER_IMAGE": 1}
@@ -110,22 +110,22 @@ def environment(**settings):
 
 
 def watch(command, folder, variables):
-    """Run a command to its end; return when it began, its seconds, and the peak of memory of its processes.
+    """Run a command to its end; return when it began, its seconds, and its memory: pairs of a time and GiB.
 
-    The memory is the sum of what the processes hold, files that they map included.
+    The memory is the sum of what its processes hold, files that they map included.
     """
-    begin, peak = time.time(), 0
+    begin, memory = time.time(), []
     process = psutil.Popen([str(word) for word in command], cwd=folder, env=variables)
     while process.poll() is None:
         held = 0
         for child in process.children(recursive=True):
             with contextlib.suppress(psutil.Error):  # it has just ended
                 held += child.memory_info().rss
-        peak = max(peak, held)
+        memory.append((time.time(), held / 2**30))
         time.sleep(0.2)
     if process.returncode:
         sys.exit(f"{command} fails, with status {process.returncode}.")
-    return begin, {"end": time.time() - begin, "peak_gib": peak / 2**30}
+    return begin, time.time() - begin, memory
 
 
 def execute(project, name, output, **variables):
@@ -133,9 +133,9 @@ def execute(project, name, output, **variables):
     command = [sys.executable, "-m", "nbconvert", "--log-level", "ERROR", "--to", "notebook", "--execute"]
     command += ["--ExecutePreprocessor.timeout=-1", "--ExecutePreprocessor.kernel_name=python3"]
     command += ["--output-dir", output, project / "notebooks" / LESSONS[name]]
-    begin, found = watch(command, project, environment(COVID_XRAY_OUTPUT=str(output), **variables))
+    begin, seconds, memory = watch(command, project, environment(COVID_XRAY_OUTPUT=str(output), **variables))
     cells = executed(output, name)
-    return cells, first_times(cells, begin) | found
+    return cells, first_times(cells, begin) | {"end": seconds, "peak_gib": max(held for _, held in memory)}
 
 
 def executed(output, name):
@@ -144,7 +144,7 @@ def executed(output, name):
 
 
 def first_times(cells, begin):
-    """Return the seconds from `begin` to the first picture, the first epoch of `fit`, and the first accuracy.
+    """Return the seconds from `begin` to the first cell, picture, epoch of `fit`, accuracy, and to the last cell's end.
 
     Jupyter notes when a cell began and ended. A picture is there when its cell ends. Within the cell `fit`, Keras says
     "11/11 - 14s" after an epoch, or a bar of epochs "1/100 [00:02<".
@@ -155,6 +155,8 @@ def first_times(cells, begin):
             continue
         stamps = [stamps[f"iopub.status.{state}"].replace("Z", "+00:00") for state in ("busy", "idle")]
         started, ended = (datetime.datetime.fromisoformat(stamp).timestamp() - begin for stamp in stamps)
+        found.setdefault("begin", started)
+        found["end"] = ended
         outputs = json.dumps(cell["outputs"])
         if "image/png" in outputs:
             found.setdefault("first_picture", ended)
@@ -250,43 +252,38 @@ def passes(options):
 
 
 def first(options):
-    """Save the seconds of `make run` in a fresh clone; zips and weights that data/ has are not downloaded again."""
+    """Save the seconds of `make run` in a fresh clone; zips and weights that data/ has are not downloaded again.
+
+    What it leaves in its output stays in output/bench.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         project = Path(scratch) / "project"
         copy_project(project, options.settings, linked=["Covid_Data_GradientCrescent.zip", "weights"])
         at_hand = [path.name for path in (project / "data").iterdir() if path.is_symlink()]
         variables = {name: value for name, value in environment().items() if not name.startswith("COVID_")}
-        begin, found = watch(["make", "run", f"PYTHON={sys._base_executable}"], project, variables)
+        begin, seconds, memory = watch(["make", "run", f"PYTHON={sys._base_executable}"], project, variables)
+        found = {"end": seconds, "at_hand": at_hand, "settings": options.settings, "load": options.load}
         for name, path in {"packages": "installed", "images_and_weights": "images"}.items():
             found[name] = (project / ".venv" / path).stat().st_mtime - begin
         for name in LESSONS:
-            found[name] = first_times(executed(project / "output", name), begin)
-    save("first", found | {"at_hand": at_hand, "settings": options.settings, "load": options.load})
-
-
-def lessons(options, names=LESSONS):
-    """Save seconds and memory of the lessons with nothing kept; what they leave stays in output/bench for `second`."""
-    shutil.rmtree(KEPT, ignore_errors=True)
-    for name in names:
-        save("lessons", saved().get("lessons", {}) | {name: {"first": timed(name, options)}})
+            cells = executed(project / "output", name)
+            ran = first_times(cells, begin)
+            started, ended = ran["begin"] + begin, ran["end"] + begin
+            peak = max(held for when, held in memory if started <= when <= ended)
+            found[name] = {key: value - ran["begin"] for key, value in ran.items()} | {"peak_gib": peak}
+            found[name]["begin"] = ran["begin"]
+        shutil.rmtree(KEPT, ignore_errors=True)
+        shutil.move(project / "output", KEPT)
+    save("first", found)
 
 
 def second(options):
     """Save seconds and memory of Multi with the features that are kept, and the ratio to the first time."""
-    if not (KEPT / "features").exists():
-        lessons(options, ["Multi"])
-    found, multi = saved()["lessons"], timed("Multi", options)
-    found["Multi"] |= {"second": multi, "ratio": multi["end"] / found["Multi"]["first"]["end"]}
-    save("lessons", found)
-
-
-def timed(name, options):
-    """Execute a lesson in a fresh copy; return seconds, memory, and what it was run on."""
     with tempfile.TemporaryDirectory() as project:
         copy_project(Path(project), options.settings)
-        _, found = execute(Path(project), name, KEPT)
-    dataset = json.loads((KEPT / f"{name.lower()}.json").read_text(encoding="utf-8"))["dataset"]
-    return found | {"dataset": dataset, "settings": options.settings, "load": options.load}
+        _, found = execute(Path(project), "Multi", KEPT)
+    found["ratio"] = found["end"] / saved()["first"]["Multi"]["end"]
+    save("second", found | {"settings": options.settings, "load": options.load})
 
 
 def before(options):
@@ -326,7 +323,7 @@ def draw(folder, n):
     return folder
 
 
-PARTS = {part.__name__: part for part in (machine, image, passes, first, lessons, second, before, size)}
+PARTS = {part.__name__: part for part in (machine, image, passes, first, second, before, size)}
 
 
 def main():
