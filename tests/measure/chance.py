@@ -50,6 +50,7 @@ OUTPUT = Path(os.environ.get("COVID_XRAY_OUTPUT") or ROOT / "output").resolve()
 LEFT = OUTPUT / "chance"  # where the lessons write
 SEEDS, HEADS, POOL, SHUFFLES = [1, 2, 3, 4, 5], 60, 16, 100  # the lessons have seed 42 and 8 views
 TRIAL = {}  # a trial's settings, in place of the lessons'
+ONCE = {"NUM_EPOCHS": 1, "FINE_TUNE_EPOCHS": 1, "VIEWS_PER_IMAGE": 1}  # enough to have all variables
 
 
 # ------------------------------------------------------------------------------------------ the lessons
@@ -76,7 +77,7 @@ def whole_lesson(notebook: Path) -> dict:
     """
     epochs = (again(notebook, {}, "settings") | TRIAL)["NUM_EPOCHS"]
     with contextlib.redirect_stdout(io.StringIO()):
-        lesson = run_lesson(notebook, TRIAL | {"NUM_EPOCHS": 1, "FINE_TUNE_EPOCHS": 1})
+        lesson = run_lesson(notebook, TRIAL | ONCE)
     plt.close("all")
     if not TRIAL and lesson["files"]["dataset"] != xray_data.ARTICLE_NAME:
         sys.exit(f"Only the article's images are measured. {lesson['files']['sentence']}")
