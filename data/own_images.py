@@ -172,7 +172,7 @@ def write_copy(source: Path, target: Path, bits: int) -> Path:
     is_read = source.suffix.lower() in xray_data.IMAGE_SUFFIXES and data[:2] in (b"\xff\xd8", b"\x89P")
     if image.dtype == np.uint16:
         image, is_read = to_8_bits(image, bits), False
-    if image.max() < 64:
+    if xray_data.is_nearly_black(image):
         raise SetupError(f"{source} is nearly black. Replace or delete it, then run again.")
     if not is_read:
         target = target.with_name(f"{target.name}.png")

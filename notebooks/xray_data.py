@@ -124,9 +124,15 @@ def read_image(path: Path) -> np.ndarray:
     Raises SetupError for what is no image, and for one that is nearly black, such as a scan of 12 bits in a file of 16.
     """
     image = cv2.imdecode(np.frombuffer(read_bytes(path) or b"0", np.uint8), cv2.IMREAD_COLOR)
-    if image is None or image.max() < 64:
+    if image is None or is_nearly_black(image):
         raise SetupError(f"{path} is no image, or nearly black. Replace or delete it, then run again.")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def is_nearly_black(image: np.ndarray) -> bool:
+    """Tell whether all but 1% of an 8-bit image, which may be a marker, are below 64."""
+    small = cv2.resize(image, (150, 150), interpolation=cv2.INTER_NEAREST_EXACT)
+    return bool(np.quantile(small, 0.99) < 64)
 
 
 def is_listed(path: Path, blob: str, pixels: str) -> str:
