@@ -322,21 +322,12 @@ def chance_swap() -> str:
 # --- tests/README.md: speed
 
 
-KEPT = 18 * 306 + 163  # images whose features Multi keeps: 16 views, as they are, and center black; controls
 FLAGS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bfloat16", "amx_tile": "AMX"}
 
 
-def seconds_an_image() -> float:
-    """Return seconds an image in Part 1 of Binary: reading, augmentation, VGG16, and the head's step."""
-    times = BENCH["lessons"]["Binary"]["first"]
-    return (times["first_accuracy"] - times["first_epoch"]) / (19 * 130)  # epochs after the first, images
-
-
 def seconds_of_lessons() -> dict[str, float]:
-    """Return the seconds of each lesson with nothing kept; Multi's are calculated from its second time."""
-    lessons = BENCH["lessons"]
-    multi = lessons["Multi"]["second"]["end"] + KEPT * seconds_an_image()
-    return {"Binary": lessons["Binary"]["first"]["end"], "Multi": multi}
+    """Return the seconds of each lesson in `make run` from nothing."""
+    return {name: BENCH["first"][name]["end"] for name in ("Binary", "Multi")}
 
 
 def speed_machine() -> str:
@@ -349,12 +340,47 @@ def speed_machine() -> str:
 
 def speed_lessons() -> str:
     """Return seconds from the start of a lesson to its first results, and its peak of memory."""
-    runs, rows = [BENCH["lessons"]["Binary"]["first"], BENCH["lessons"]["Multi"]["second"]], []
-    for key in ("first_epoch", "first_accuracy", "end"):
+    first, rows = BENCH["first"], []
+    runs = [first["Binary"], first["Multi"], BENCH["second"]]
+    for key in ("first_picture", "first_epoch", "first_accuracy", "end"):
         rows.append([f"until the {key.replace('_', ' ')}", *(f"{run[key]:.0f} s" for run in runs)])
-    rows.append(["an image in `fit`, all in all", f"{1000 * seconds_an_image():.0f} ms", ""])
     rows.append(["peak memory", *(f"{run['peak_gib']:.1f} GiB" for run in runs)])
-    return as_table(["from the start", "Binary, nothing kept", "Multi, features kept"], rows)
+    return as_table(["from the start of the lesson", "Binary", "Multi", "Multi again, features kept"], rows)
+
+
+def speed_first() -> str:
+    """Return seconds from `make run` in a new clone to what a newcomer waits for."""
+    first, rows = BENCH["first"], []
+    rows.append(["the packages are installed", f"{first['packages']:.0f} s"])
+    rows.append(["images and weights are checked", f"{first['images_and_weights']:.0f} s"])
+    for key in ("first_picture", "first_epoch", "first_accuracy"):
+        rows.append([f"{key.replace('_', ' ')}, in Binary", f"{first['Binary']['begin'] + first['Binary'][key]:.0f} s"])
+    rows.append(["the last page", f"{first['end']:.0f} s"])
+    return as_table(["from `make run` until", ""], rows)
+
+
+def speed_image() -> str:
+    """Return milliseconds an image, and the ratio to VGG16 alone."""
+    found = BENCH["image"]
+    names = {
+        "alone": "VGG16 alone, on arrays in memory",
+        "fit": "in `fit`: reading, augmentation, VGG16, the head",
+        "extraction": "in `extract_features`: reading, augmentation, VGG16, a file",
+        "augmentation": "reading and augmentation alone",
+    }
+    rows = [[label, f"{found['ms'][key]:.0f} ms", f"{found['ratio'][key]:.2f}"] for key, label in names.items()]
+    return as_table(["an image", "time", "ratio"], rows)
+
+
+def speed_passes() -> str:
+    """Return how many images go through VGG16 in each part of a lesson."""
+    found, rows = BENCH["passes"], []
+    for name in ("Binary", "Multi"):
+        seen = found[name]
+        before = [0, *list(seen.values())[:-1]]
+        parts = [f"{count - earlier:,} in {part}" for (part, count), earlier in zip(seen.items(), before)]
+        rows.append([name, f"{max(seen.values()):,}", ", ".join(parts)])
+    return as_table(["lesson", "images through VGG16", "of them"], rows)
 
 
 def with_tables(text: str) -> str:
