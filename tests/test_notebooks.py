@@ -115,9 +115,9 @@ def without_source(notebook, folder):
 
 @pytest.fixture(scope="module")
 def runs(tree, archive, weights, tmp_path_factory):
-    """All of these runs, two at a time: a future by its name, which a test waits for; and the server that they ask."""
+    """All of these runs, two at a time: a future by its name, which a test waits for."""
     with conftest.running_server() as server, ThreadPoolExecutor(2) as pool:
-        started = {"server": server}
+        started = {}
         for name, run, *arguments in (
             ("clone", in_a_clone, tree, weights),
             ("alone", alone, server.put(f"/{ZIP}", archive.read_bytes()), weights),
@@ -174,7 +174,7 @@ def test_in_a_clone(notebook, runs):
 
 @both
 def test_alone_in_a_folder(notebook, runs):
-    """It downloads its images once, unpacks its own toolbox, and takes no other; it goes on without controls."""
+    """It downloads its images, unpacks its own toolbox, and takes no other; it goes on without controls."""
     home, cells = runs["alone", notebook].result()
     assert outputs_of(cells, "error") == []
     found = {path.name for path in home.iterdir()} - {"__pycache__"}
@@ -186,13 +186,6 @@ def test_alone_in_a_folder(notebook, runs):
     (toolbox,) = set((home / "output").glob("toolbox-*")) - {home / "output" / "toolbox-000000000000"}
     for name, content in pack.read_packed().items():
         assert (toolbox / name).read_bytes() == content
-
-
-def test_one_download_each(runs):
-    """Though every cell runs twice."""
-    for notebook in (BINARY, MULTI):
-        runs["alone", notebook].result()
-    assert runs["server"].asked == [f"/{ZIP}"] * 2
 
 
 @both

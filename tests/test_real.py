@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 
-import cv2
 import numpy as np
 import pytest
 import xray_data
@@ -28,8 +27,6 @@ LEAKED = [f"nejmoa2001191_{figure}.jpeg" for figure in ("f3-PA", "f4", "f5-PA")]
 SWAPPED = {
     "COVID-19 frame, normal center": (54, 10, 54),  # pairs, and the least and the most of them predicted COVID-19
     "normal frame, COVID-19 center": (54, 45, 54),
-    "normal in normal": (72, 0, 15),
-    "COVID-19 in COVID-19": (30, 26, 30),
 }
 TASKS = {  # images, patients, the least and the most accuracy, and area under the ROC curve
     "children": (148, 122, (0.97, 1.0), (0.99, 1.0)),
@@ -65,7 +62,7 @@ def clone(tmp_path_factory):
 
 
 def run(clone, notebook, **parameters):
-    """Execute a notebook in the clone; returns its results and its cells. It needs no network."""
+    """Execute a notebook in the clone; returns its results. It needs no network."""
     copy = copy_with(notebook, clone / "notebooks", parameters)
     nowhere = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
     cells = execute(copy, clone, clone / "output", VGG16_WEIGHTS=str(WEIGHTS), **nowhere)
@@ -73,24 +70,7 @@ def run(clone, notebook, **parameters):
     name = "binary" if notebook == BINARY else "multi"
     results = json.loads((clone / "output" / f"{name}.json").read_text(encoding="utf-8"))
     assert (results["dataset"], results["weights"]) == (xray_data.ARTICLE_NAME, "imagenet")
-    return results, cells
-
-
-def check_files(results, cells, n):
-    """All n files are the article's own, but perhaps one, which has its pixels; page and results say the same."""
-    files = results["files"]
-    assert files["article"] in (n - 1, n) and files["article"] + files["same_pixels"] == n and files["other"] == 0
-    sentence = f"{files['article']} of {n} files are the article's own, byte for byte."
-    assert any(sentence in text for text in outputs_of(cells, "text/markdown"))
-
-
-def check_contrast(folder, n):
-    """Each of the n images in `folder` shows something, the one of 16 bits included, which could be black or white."""
-    paths = list(folder.rglob("*.png"))
-    assert len(paths) == n
-    for path in paths:
-        image = cv2.imread(str(path))
-        assert image.shape == (150, 150, 3) and np.std(image) > 20 and 40 < np.mean(image) < 210, path.name
+    return results
 
 
 def check_groups(trust, recipe=""):
@@ -102,17 +82,12 @@ def check_groups(trust, recipe=""):
 
 def test_binary(clone):
     """The whole lesson as it stands: the ranges that true runs span, and the committed numbers, nearly."""
-    results, cells = run(clone, BINARY)
-    check_files(results, cells, 148)
-    check_contrast(clone / "output" / "binary_images" / "train", 130)
+    results = run(clone, BINARY)
     trust, case = results["trust"], results["cases"]["binary"]
     history, test = case["history"], case["test"]
     assert (test["n"], test["patients"]) == (18, 14) and len(history["loss"]) == 20
     within(test["correct"], 17, 18, "test images right")
-    within(history["loss"][0], 0.5, 1.5, "loss of the first epoch")
-    last = {metric: np.mean(values[-5:]) for metric, values in history.items()}
-    for metric, low, high in (("acc", 0.9, 1), ("val_acc", 0.85, 1), ("loss", 0.01, 0.3)):
-        within(last[metric], low, high, f"{metric} of the last epochs")
+    within(np.mean(history["val_acc"][-5:]), 0.85, 1, "validation accuracy of the last epochs")
     assert trust["test_images_of_training_patients"] == LEAKED
     for share, scored in trust["blackout"]["binary"]["by_share"].items():
         within(scored["correct"], 15, 18, f"{share} black")
@@ -132,36 +107,27 @@ def test_binary(clone):
     committed = json.loads((ROOT / "notebooks" / "results" / "binary.json").read_text(encoding="utf-8"))
     theirs = committed["cases"]["binary"]
     assert history["loss"][0] == pytest.approx(theirs["history"]["loss"][0], rel=0.05)
-    for metric, most in (("acc", 0.05), ("val_acc", 0.1), ("loss", 0.1)):
-        within(abs(last[metric] - np.mean(theirs["history"][metric][-5:])), 0, most, f"{metric}, from the committed")
     within(abs(test["correct"] - theirs["test"]["correct"]), 0, 1, "test images right, from the committed")
     for group, most in (("no_finding", 10), ("controls", 15)):
         apart = abs(trust[group]["predicted_covid"] - committed["trust"][group]["predicted_covid"])
         within(apart, 0, most, f"{group}, from the committed")
-    for name, scored in tasks.items():
-        apart = abs(scored["accuracy"] - committed["trust"]["like_for_like"][name]["accuracy"])
-        within(apart, 0, 0.07, f"{name}, from the committed")
 
 
 def test_multi(clone):
     """Multi with few views and epochs: what it finds points the same way. The ranges are those of such runs."""
-    results, cells = run(clone, MULTI, VIEWS_PER_IMAGE=2, NUM_EPOCHS=20, FINE_TUNE_EPOCHS=2)
-    check_files(results, cells, 306)
-    check_contrast(clone / "output" / "multi_images" / "train", 270)
+    results = run(clone, MULTI, VIEWS_PER_IMAGE=2, NUM_EPOCHS=20, FINE_TUNE_EPOCHS=2)
     trust, cases = results["trust"], results["cases"]
     for case, n in (("three", 27), ("four", 36)):
         for kind, accuracy in TEST.items():
             scored = cases[f"{case}{kind}"]["test"]
             assert scored["n"] == n and scored["confusion"][0][0] >= 5, f"{case}{kind}"  # of nine: COVID-19 is found
             within(scored["accuracy"], *accuracy, f"{case}{kind}")
-    within(cases["four_none"]["history"]["acc"][-1], 0.9, 1, "training accuracy, none")
     assert trust["test_images_of_training_patients"] == LEAKED
     for name, accuracy in CROSS_VALIDATED.items():
         scored = trust["grouped_cv"][name]
         assert (scored["n"], scored["patients"], len(scored["folds"])) == (306, 259, 5)
         within(scored["accuracy"], *accuracy, name)
     within(trust["differences"]["four_none - four"]["difference"], 0.05, 0.35, "none minus article")
-    within(trust["differences"]["four_gentle - four"]["difference"], 0.01, 0.3, "gentle minus article")
     frame = trust["blackout"]["four"]
     assert frame["n"] == 36 and frame["confusion"][0][0] >= 6  # the frame alone finds COVID-19
     within(int(np.trace(np.array(frame["confusion"])[1:, 1:])), 5, 19, "children right; guessing gets 9 of 27")

@@ -13,7 +13,7 @@ import pytest
 import results
 import xray_data
 from conftest import BINARY, MULTI, ROOT
-from lessons import sources
+from lessons import code_cells, sources
 
 both = pytest.mark.parametrize("notebook", [BINARY, MULTI], ids=["binary", "multi"])
 PLACES = {"COVID_XRAY_DATA", "COVID_XRAY_OUTPUT", "COVID_XRAY_URL", "VGG16_WEIGHTS"}
@@ -133,6 +133,12 @@ def tracked():
     if listed.returncode:
         pytest.skip("this is no Git clone")
     return [name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+def test_what_both_lessons_do_alike_has_one_text():
+    binary, multi = code_cells(BINARY), code_cells(MULTI)
+    for name in ("environment", "download", "shrink-all", "augmentation", "conv-base"):
+        assert binary[name] == multi[name], name
 
 
 def test_no_xray_is_committed():
