@@ -4,7 +4,8 @@
 
 What a part found goes at once to output/bench.json, under its name, with the load of the machine before it:
   machine  processor, cores, what it computes with, versions
-  image    ms an image: VGG16 alone on arrays in memory; in Part 1's `fit`; in `extract_features`; of augmentation alone
+  image    ms an image: VGG16 alone on arrays in memory; in Part 1's `fit`, and where tf.data does not tune itself;
+           in `extract_features`; of augmentation alone
   passes   images that go through VGG16 in each part of both lessons, counted while the lessons run
   first    `make run` from nothing: seconds to the packages, and of each lesson to the first picture, epoch, accuracy,
            and to the end, from its own start, with the peak of memory
@@ -214,6 +215,7 @@ def image(options):
         calls = {
             "alone": lambda: [conv_base.predict_on_batch(array) for array in arrays],
             "fit": lambda: model.fit(drawn[0], validation_data=drawn[1], verbose=0),
+            "fit_untuned": lambda: untuned(model.fit, drawn[0], validation_data=drawn[1], verbose=0),
             "extraction": extraction,
             "augmentation": lambda: [batches[index] for batches in drawn for index in range(len(batches))],
         }
@@ -227,6 +229,24 @@ def image(options):
     ratio = {name: median_ratio(values, rounds["alone"]) for name, values in rounds.items()}
     ms = {name: statistics.median(values) for name, values in rounds.items()}
     save("image", {"n": n, "ms": ms, "ratio": ratio, "rounds": rounds, "load": options.load})
+
+
+def untuned(function, *arguments, **named):
+    """Call a function in which tf.data does not tune itself.
+
+    The thread that tunes a data set sleeps between its turns, ever longer, for up to a minute. `fit` waits for its
+    next turn when it is done with the data set of an epoch.
+    """
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    plain = tf.data.Dataset.__iter__
+    tf.data.Dataset.__iter__ = lambda dataset: plain(dataset.with_options(options))
+    try:
+        function(*arguments, **named)
+    finally:
+        tf.data.Dataset.__iter__ = plain
 
 
 def median_ratio(values, base):

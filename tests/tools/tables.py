@@ -365,6 +365,7 @@ def speed_image() -> str:
     names = {
         "alone": "VGG16 alone, on arrays in memory",
         "fit": "in `fit`: reading, augmentation, VGG16, the head",
+        "fit_untuned": "the same, where tf.data does not tune itself",
         "extraction": "in `extract_features`: reading, augmentation, VGG16, a file",
         "augmentation": "reading and augmentation alone",
     }
