@@ -56,12 +56,14 @@ def binary_answers():
     frames = HEADS["swap, 0.9, COVID-19 frame, normal center"]["values"]
     same = LIKE["same_collection"]
     points = [100 * (accuracy - same["majority"]) for accuracy in same["accuracy"]["values"]]
-    areas = chance_shuffled().splitlines()[2].split(" | ")[2].removesuffix(" |")
+    areas, areas_black = re.findall(r"(0\.\d+) to (0\.\d+)", chance_shuffled())
     return {
         "controls-answer": f"{span(HEADS['collection']['values'])} of the collection's 83",
         "swap-answer": f"for {span(frames)} of 54 pairs",
         "conclusions-answer": f"{span(points)} points above",
-        "like-for-like-answer": f"between {areas.replace('to', 'and')}",
+        "like-for-like-answer": "between {} and {}, and with the center black between {} and {}".format(
+            *areas, *areas_black
+        ),
     }
 
 
@@ -72,7 +74,21 @@ def multi_answers():
     for group in ("no_finding", "controls"):
         scored = [FOUR["trust"][f"{group}{recipe}"]["with_right_answer"] for recipe in RECIPES]
         right.append(f"{max(found['correct'] for found in scored)} of {scored[0]['n']}")
+    draws, tests = FOUR["trust"]["article_draw"], [FOUR["cases"][case]["test"] for case in ("three", "four")]
+    drawn = [f"{draws[case]['correct']} of these {len(draws[case]['files'])}" for case in ("three", "four")]
+    whole = [f"{test['correct']} of {test['n']}" for test in tests]
+    shares = [f"{draws[case]['share_of_draws']:.0%}" for case in ("three", "four")]
+    last = FOUR["cases"]["four"]["history"]["val_acc"][19:]
+    healthy = []
+    for recipe in ("four", "four_none"):
+        confusion = FOUR["trust"]["grouped_cv"][recipe]["confusion"]
+        healthy.append(confusion[2][1] + confusion[3][1])
     return {
+        "draw-answer": f"{' and '.join(drawn)} right, just the article's 100% and 50%. But over all test images, "
+        f"it has {' and '.join(whole)} right. From such a model, {' and '.join(shares)} of random draws "
+        "look like that.",
+        "save-text": f"it is between {min(last):.0%} and {max(last):.0%} from epoch 20 on",
+        "confusions-answer": f"{healthy[0]} of 158. With *none*, it is {healthy[1]}",
         "differences-answer": f"*gentle* is ahead of *article* by {points['gentle']} points, *none* by "
         f"{points['none']}, and *logistic* by {points['logistic']}",
         "controls-answer": f"at most {right[0]} and {right[1]}",

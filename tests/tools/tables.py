@@ -95,7 +95,7 @@ def trust() -> str:
     known = len(two["test_images_of_training_patients"])
     black, black_four = two["blackout"]["binary"], MULTI["trust"]["blackout"]["four"]
     frames, control = (two["swap"]["0.9"][name] for name in ("COVID-19 frame, normal center", "normal in normal"))
-    others = f"{min(heads)} to {max(heads)}" if min(heads) < max(heads) else f"{min(heads)}, each of them"
+    others = f"{min(heads)} to {max(heads)}" if min(heads) < max(heads) else f"{min(heads)}, too"
     task = two["like_for_like"]["same_collection"]
     answers = {
         "Do test images show patients of the training set?": f"{known} of the 9 COVID-19 ones do.",
@@ -105,7 +105,7 @@ def trust() -> str:
         f"COVID-19 frame: COVID-19 for {frames['article']} of {frames['n']} pairs; "
         f"in other children's frames: {control['article']} of {control['n']}.",
         "What does it predict for adults with no finding, from the NIH?": "The binary model predicts COVID-19 for "
-        f"{covid(two['no_finding'])}; models with {len(heads)} other initial weights do so for {others}.",
+        f"{covid(two['no_finding'])}; each of {len(heads)} models with other initial weights does so for {others}.",
         "Can it tell COVID-19 from other diseases in the same collection?": f"{counted(task)}, "
         f"{percent(task['ci95'])}; {LARGER}: {task['majority']:.0%}. "
         f"A{CURVE[1:]} {decimal(task['auc'], task['auc_ci95'])}.",
@@ -334,7 +334,7 @@ def speed_machine() -> str:
     """Return what the bench ran on."""
     found = BENCH["machine"]
     has = ", ".join(f"{'with' if found['flags'][flag] else 'without'} {name}" for flag, name in FLAGS.items())
-    cores = f"{found['cores']} cores of a {found['model']}, {has}, no GPU, shared with other work"
+    cores = f"{found['cores']} cores of an {found['model']}, {has}, no GPU, shared with other work"
     return as_table(["measured on", ""], [["processor", cores], ["TensorFlow", found["versions"]["tensorflow"]]])
 
 
