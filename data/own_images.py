@@ -8,8 +8,6 @@ images keep the same eight bits, the highest that any of them uses. What is not 
 open, is said. Then set COVID_XRAY_DATA to COPY.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

@@ -1,6 +1,6 @@
 """Draw synthetic chest radiographs, so that the notebooks run where no data set can be reached.
 
-    python data/phantoms.py [--folder data/phantoms] [--train 16] [--test 6] [--seed 0]
+    python data/phantoms.py
 
 The tree is that of the article: two/ and all/, each with train/ and test/. Beside them are two groups without COVID-19,
 controls/ and nih_no_finding/, each with its list. Every image has PHANTOM burned in, and PHANTOMS.txt says what they
@@ -12,9 +12,6 @@ viral one a diffuse, fine reticular pattern on both sides; COVID-19 several hazy
 lungs, lower ones more often (the textbook patterns that Jacobi et al., Clinical Imaging 64, 2020, describe).
 """
 
-from __future__ import annotations
-
-import argparse
 import itertools
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -165,24 +162,21 @@ def save(path: Path, *drawing: int | str) -> None:
     cv2.imwrite(str(path), draw(*drawing))
 
 
-def write_tree(folder: Path, train: int = 16, test: int = 6, seed: int = 0) -> None:
+def write_tree(folder: Path, train: int = 16, test: int = 6) -> None:
     """Draw the whole tree into `folder`: `train` and `test` images a class, and 2 x `test` in each group of controls.
 
     About every fourth patient has two images, and one test patient of each class is in training, too, as happens.
     patients.csv in each tree, controls/controls.csv, and nih_no_finding/nih_no_finding.csv say who is on which image.
-    Same counts and seed, same images.
+    Same counts, same images.
     """
-    folder, first = Path(folder), max(1000, train)  # the number of the first patient of the test images alone
-    if first + test > 10000:
-        raise ValueError(f"{train} + {test} images a class are too many: patients would be on images of two classes.")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "PHANTOMS.txt").write_text(NOTE, encoding="utf-8")
     drawings, patients = {}, []
     for (index, kind), (split, count) in itertools.product(enumerate(CLASSES), (("train", train), ("test", test))):
         for number in range(count):
-            person = number - (number % 4 == 1) + (first * (split == "test" and number > 0)) + 10000 * index
+            person = number - (number % 4 == 1) + (1000 * (split == "test" and number > 0)) + 10000 * index
             name = f"{split}/{kind}/person{person:05d}_{kind.removeprefix('pneumonia_')}_{number:03d}.jpeg"
-            drawings[f"all/{name}"] = (seed * 100000 + person, number + 500 * (split == "test"), kind)
+            drawings[f"all/{name}"] = (person, number + 500 * (split == "test"), kind)
             patients.append((f"{name}", f"phantom-{person}"))
     for group, (where, findings) in enumerate(CONTROLS.items()):
         rows = ["filename,group,patient"]
@@ -190,7 +184,7 @@ def write_tree(folder: Path, train: int = 16, test: int = 6, seed: int = 0) -> N
             finding, kind = list(findings.items())[number % len(findings)]
             person = 50000 + 20000 * group + number
             name = f"person{person}_control_{number:03d}.jpeg"
-            drawings[f"{where}/{name}"] = (seed * 100000 + person, number, kind)
+            drawings[f"{where}/{name}"] = (person, number, kind)
             rows.append(f"{name},{finding},phantom-{person}")
         (folder / where).mkdir(exist_ok=True)
         (folder / where / f"{where}.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -205,24 +199,8 @@ def write_tree(folder: Path, train: int = 16, test: int = 6, seed: int = 0) -> N
         (folder / tree / "patients.csv").write_text(text, encoding="utf-8")
 
 
-def main() -> None:
-    """Read the command line and draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "phantoms")
-    parser.add_argument("--train", type=int, default=16, help="training images a class")
-    parser.add_argument("--test", type=int, default=6, help="test images a class")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    if options.folder.exists() and any(options.folder.iterdir()):
-        if not (options.folder / "PHANTOMS.txt").exists():
-            parser.error(f"{options.folder} holds files other than phantoms. Choose an empty or new folder.")
-        shutil.rmtree(options.folder)
-    try:
-        write_tree(options.folder, options.train, options.test, options.seed)
-    except ValueError as error:
-        parser.error(str(error))
-    print(f"Drew {4 * (options.train + options.test)} phantoms and {4 * options.test} controls in {options.folder}")
-
-
 if __name__ == "__main__":
-    main()
+    target = Path(__file__).parent / "phantoms"
+    shutil.rmtree(target, ignore_errors=True)
+    write_tree(target)
+    print(f"Drew {len(list(target.glob('all/*/*/*')))} phantoms, and controls, in {target}")

