@@ -1,6 +1,6 @@
 """Measure how fast the lessons are. Leave the machine alone meanwhile.
 
-    python tests/measure/bench.py [PART ...] [--rounds N] [--images N ...] [--commit C] [--set NAME=VALUE ...]
+    python tests/measure/bench.py [PART ...] [--rounds N]
 
 What a part found goes at once to output/bench.json, under its name, with the load of the machine before it:
   machine  processor, cores, what it computes with, versions
@@ -10,11 +10,8 @@ What a part found goes at once to output/bench.json, under its name, with the lo
   first    `make run` from nothing: seconds to the packages, and of each lesson to the first picture, epoch, accuracy,
            and to the end, from its own start, with the peak of memory
   second   Multi again, with the features that `first` kept
-  before   Multi at an earlier commit and now, in turns, on the same phantoms, both in float32
-  size     Multi on phantoms, one view, two epochs: seconds, memory, and the power of n that the seconds grow with
 All but `image` measure what is committed, in a copy. They need images (COVID_XRAY_DATA or data/) and weights
-(VGG16_WEIGHTS or data/weights), as `make data` leaves them. --set replaces settings of the lessons, for a trial:
---set IMAGE_SIZE=32 NUM_EPOCHS=2. --images is for `size` (several numbers) and `before` (the first).
+(VGG16_WEIGHTS or data/weights), as `make data` leaves them.
 """
 
 import argparse
@@ -23,7 +20,6 @@ import datetime
 import importlib.metadata
 import io
 import json
-import math
 import os
 import platform
 import re
@@ -37,9 +33,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "data"), str(ROOT / "notebooks")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "notebooks")]
 
-import phantoms  # noqa: E402
 import psutil  # noqa: E402
 from lessons import BINARY, MULTI, run_lesson  # noqa: E402
 
@@ -49,9 +44,10 @@ RESULTS = OUTPUT / "bench.json"
 KEPT = OUTPUT / "bench"  # what `first` leaves for `second`
 IMAGES = Path(os.environ.get("COVID_XRAY_DATA") or ROOT / "data").resolve()
 WEIGHTS = Path(os.environ.get("VGG16_WEIGHTS") or ROOT / "data" / "weights" / "vgg16.weights.h5").resolve()
-FEW = {"NUM_EPOCHS": 2, "FINE_TUNE_EPOCHS": 1, "VIEWS_PER_IMAGE": 1}
-# For the cell of settings. The addition is part of Keras's compiled graph, so it counts every run.
+# For the cell of settings. The addition is part of Keras's compiled graph, so it counts every run. Neither the size of
+# images nor the epochs of heads on features change the count.
 COUNT = """
+IMAGE_SIZE, NUM_EPOCHS, FINE_TUNE_EPOCHS = 32, 20, 2
 import tensorflow as tf
 
 passed = tf.Variable(0, dtype=tf.int64)
@@ -69,45 +65,38 @@ get_ipython().events.register("post_run_cell", lambda _: print("VGG16 has seen",
 """
 
 
-def saved():
-    """Return what output/bench.json has."""
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-
-
 def save(part, found):
     """Put what a part found into output/bench.json."""
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**saved(), part: found}, indent=1)
-    RESULTS.write_text(text + "\n", encoding="utf-8")
+    saved = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps(saved | {part: found}, indent=1) + "\n", encoding="utf-8")
     print(part, json.dumps(found), flush=True)
 
 
-def copy_project(folder, settings, commit="HEAD", code="", linked=()):
-    """Unpack the project as it is at a commit into `folder`; append settings and code to its cells of settings.
+def copy_project(folder, code="", linked=()):
+    """Unpack the project as it is committed into `folder`; append code to its cells of settings.
 
     linked: what the copy need not download, if data/ has it, beside the controls.
     """
-    archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
+    archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
     tarfile.open(fileobj=io.BytesIO(archive)).extractall(folder, filter="data")
     for name in ("controls.zip", "nih_no_finding.zip", *linked):
         if (ROOT / "data" / name).exists():
             (folder / "data" / name).symlink_to(ROOT / "data" / name)
-    lines = [f"{name} = {value!r}" for name, value in settings.items()]
     for name in LESSONS.values():
         path = folder / "notebooks" / name
         notebook = json.loads(path.read_text(encoding="utf-8"))
         for cell in notebook["cells"]:
             if "parameters" in cell["metadata"].get("tags", []):
-                cell["source"] = "\n".join(["".join(cell["source"]), *lines, code])
+                cell["source"] = "".join(cell["source"]) + code
         path.write_text(json.dumps(notebook), encoding="utf-8")
 
 
 def environment(**settings):
-    """Return this process's environment for a copy: the same images and weights, nothing of controls downloaded."""
+    """Return this process's environment for a copy: the same images and weights."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("CI", "COVID_", "MPL", "MAKE"))}
-    nowhere = dict.fromkeys(("COVID_CHESTXRAY_URL", "COVID_XRAY_NIH_URL"), "http://127.0.0.1:9")
     found = {"COVID_XRAY_DATA": str(IMAGES), "VGG16_WEIGHTS": str(WEIGHTS), "KERAS_BACKEND": "tensorflow"}
-    return kept | nowhere | found | settings
+    return kept | found | settings
 
 
 def watch(command, folder, variables):
@@ -129,18 +118,17 @@ def watch(command, folder, variables):
     return begin, time.time() - begin, memory
 
 
-def execute(project, name, output, **variables):
+def execute(project, name, output):
     """Execute a lesson of a copy; return its cells, and seconds and memory."""
     command = [sys.executable, "-m", "nbconvert", "--log-level", "ERROR", "--to", "notebook", "--execute"]
     command += ["--ExecutePreprocessor.timeout=-1", "--ExecutePreprocessor.kernel_name=python3"]
     command += ["--output-dir", output, project / "notebooks" / LESSONS[name]]
-    begin, seconds, memory = watch(command, project, environment(COVID_XRAY_OUTPUT=str(output), **variables))
+    begin, seconds, memory = watch(command, project, environment(COVID_XRAY_OUTPUT=str(output)))
     cells = executed(output, name)
     return cells, first_times(cells, begin) | {"end": seconds, "peak_gib": max(held for _, held in memory)}
 
 
 def executed(output, name):
-    """Return the cells of an executed lesson."""
     return json.loads((output / LESSONS[name]).read_text(encoding="utf-8"))["cells"]
 
 
@@ -174,17 +162,14 @@ def first_times(cells, begin):
 
 
 def machine(options):
-    """Save what the measurements run on."""
     path = Path("/proc/cpuinfo")
     cpu = path.read_text() if path.exists() else ""
     model = re.search(r"model name\s*: (.*)", cpu)
-    flags = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
+    flags = ("avx2", "avx512f", "avx512_bf16", "amx_tile")
     versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy", "scipy")}
     save("machine", {
         "model": model[1] if model else platform.processor(),
-        "system": platform.platform(),
         "cores": os.cpu_count(),
-        "memory_gib": psutil.virtual_memory().total / 2**30,
         "flags": {flag: flag in cpu.split() for flag in flags},
         "versions": {"python": platform.python_version()} | versions,
     })  # fmt: skip
@@ -199,7 +184,7 @@ def image(options):
     os.chdir(ROOT / "notebooks")
     with tempfile.TemporaryDirectory() as output:
         os.environ["COVID_XRAY_OUTPUT"] = output
-        lesson = run_lesson(BINARY, options.settings, last="compile")
+        lesson = run_lesson(BINARY, {}, last="compile")
         import xray
 
         model, conv_base, datagen = lesson["model"], lesson["conv_base"], lesson["train_datagen"]
@@ -226,7 +211,7 @@ def image(options):
                 call()
                 rounds[name].append(1000 * (time.perf_counter() - begin) / n)
     rounds = {name: values[1:] for name, values in rounds.items()}  # the first warms up
-    ratio = {name: median_ratio(values, rounds["alone"]) for name, values in rounds.items()}
+    ratio = {name: statistics.median(a / b for a, b in zip(values, rounds["alone"])) for name, values in rounds.items()}
     ms = {name: statistics.median(values) for name, values in rounds.items()}
     save("image", {"n": n, "ms": ms, "ratio": ratio, "rounds": rounds, "load": options.load})
 
@@ -249,18 +234,13 @@ def untuned(function, *arguments, **named):
         tf.data.Dataset.__iter__ = plain
 
 
-def median_ratio(values, base):
-    """Return the median of values' ratios to those of the same round."""
-    return statistics.median(value / other for value, other in zip(values, base))
-
-
 def passes(options):
-    """Save how many images VGG16 has seen at the end of each part of a lesson; their size does not matter."""
-    settings, found = {"IMAGE_SIZE": 32} | options.settings, {}
+    """Save how many images VGG16 has seen at the end of each part of a lesson."""
+    found = {}
     for name in LESSONS:
         with tempfile.TemporaryDirectory() as scratch:
             project = Path(scratch) / "project"
-            copy_project(project, settings, code=COUNT)
+            copy_project(project, COUNT)
             cells, _ = execute(project, name, project / "output")
         part, counts = 1, {}
         for cell in cells:
@@ -268,7 +248,7 @@ def passes(options):
             if seen := re.findall(r"VGG16 has seen (\d+)", json.dumps(cell.get("outputs"))):
                 counts[f"part {part}"] = int(seen[-1])
         found[name] = counts
-        save("passes", found | {"settings": settings})
+    save("passes", found)
 
 
 def first(options):
@@ -278,11 +258,10 @@ def first(options):
     """
     with tempfile.TemporaryDirectory() as scratch:
         project = Path(scratch) / "project"
-        copy_project(project, options.settings, linked=["Covid_Data_GradientCrescent.zip", "weights"])
-        at_hand = [path.name for path in (project / "data").iterdir() if path.is_symlink()]
+        copy_project(project, linked=["Covid_Data_GradientCrescent.zip", "weights"])
         variables = {name: value for name, value in environment().items() if not name.startswith("COVID_")}
         begin, seconds, memory = watch(["make", "run", f"PYTHON={sys._base_executable}"], project, variables)
-        found = {"end": seconds, "at_hand": at_hand, "settings": options.settings, "load": options.load}
+        found = {"end": seconds, "load": options.load}
         for name, path in {"packages": "installed", "images_and_weights": "images"}.items():
             found[name] = (project / ".venv" / path).stat().st_mtime - begin
         for name in LESSONS:
@@ -298,69 +277,24 @@ def first(options):
 
 
 def second(options):
-    """Save seconds and memory of Multi with the features that are kept, and the ratio to the first time."""
+    """Save seconds and memory of Multi with the features that are kept."""
     with tempfile.TemporaryDirectory() as project:
-        copy_project(Path(project), options.settings)
+        copy_project(Path(project))
         _, found = execute(Path(project), "Multi", KEPT)
-    found["ratio"] = found["end"] / saved()["first"]["Multi"]["end"]
-    save("second", found | {"settings": options.settings, "load": options.load})
+    save("second", found | {"load": options.load})
 
 
-def before(options):
-    """Save seconds of Multi at an earlier commit and now, in turns, and the ratio of now to before."""
-    n, found = options.images[0] if options.images else 120, {"before": [], "now": []}
-    with tempfile.TemporaryDirectory() as scratch:
-        images = draw(Path(scratch) / "phantoms", n)
-        for number in range(options.rounds):
-            for when, commit in {"before": options.commit, "now": "HEAD"}.items():
-                project = Path(scratch) / f"{when}_{number}"
-                copy_project(project, options.settings, commit)
-                variables = {"COVID_XRAY_DATA": str(images), "PRECISION": "float32"}  # the older lesson reads PRECISION
-                found[when].append(execute(project, "Multi", project / "output", **variables)[1]["end"])
-            ratio = median_ratio(found["now"], found["before"])
-            known = {"commit": options.commit, "n": n, "settings": options.settings, "load": options.load}
-            save("before", known | {"seconds": found, "ratio": ratio})
-
-
-def size(options):
-    """Save seconds and memory of Multi on phantoms, and the power of n that the seconds grow with."""
-    settings, runs, power = FEW | options.settings, {}, None
-    for n in options.images or [1000, 3000, 6000]:
-        with tempfile.TemporaryDirectory() as scratch:
-            images = draw(Path(scratch) / "phantoms", n)
-            project = Path(scratch) / "project"
-            copy_project(project, settings)
-            _, runs[n] = execute(project, "Multi", project / "output", COVID_XRAY_DATA=str(images))
-        if len(runs) > 1:
-            seconds = [math.log(run["end"]) for run in runs.values()]
-            power = statistics.linear_regression([math.log(n) for n in runs], seconds).slope
-        save("size", {"settings": settings, "runs": runs, "power": power, "load": options.load})
-
-
-def draw(folder, n):
-    """Draw n phantoms in four classes into a new folder, a fifth of them for the test; return the folder."""
-    phantoms.write_tree(folder, train=n // 4 - n // 20, test=n // 20)
-    return folder
-
-
-PARTS = {part.__name__: part for part in (machine, image, passes, first, second, before, size)}
+PARTS = {part.__name__: part for part in (machine, image, passes, first, second)}
 
 
 def main():
     """Measure the parts that the command line names, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; by default all")
-    parser.add_argument("--rounds", type=int, default=3, help="of image and before")
-    parser.add_argument("--images", type=int, nargs="+", default=[], help="numbers of phantoms for size and before")
-    parser.add_argument("--commit", default="5adb0cf", help="what before compares with")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the lessons")
+    parser.add_argument("--rounds", type=int, default=3, help="of image")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no part is named {', '.join(unknown)}")
-    options.settings = {}
-    for pair in options.set:
-        name, _, value = pair.partition("=")
-        options.settings[name] = json.loads(value)
     for part in options.parts or PARTS:
         options.load = os.getloadavg()[0]
         PARTS[part](options)
