@@ -6,12 +6,12 @@
 A table stands between two comments, <!-- table NAME --> and <!-- end -->, and the function of that name returns it.
 """
 
-import csv
 import json
 import re
 from collections.abc import Sequence
 
 import pack
+import pandas as pd
 
 READMES = [pack.ROOT / place / "README.md" for place in (".", "notebooks", "data", "tests")]
 RECIPES = ("article", "gentle", "none", "logistic")
@@ -34,7 +34,6 @@ BINARY, MULTI, CHANCE, BENCH = map(load, ("binary", "multi", "chance", "bench"))
 
 
 def as_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a Markdown table as one text."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
@@ -77,7 +76,6 @@ def spread(found: dict, digits: int = 0) -> str:
 
 
 def results() -> str:
-    """Return what the article reports beside the test sets and the cross-validation of the committed run."""
     cases, cross_validated = MULTI["cases"], MULTI["trust"]["grouped_cv"]["four"]
     found = [
         ("two: COVID-19, normal", BINARY["cases"]["binary"]["test"], "100% of 2 images"),
@@ -90,7 +88,6 @@ def results() -> str:
 
 
 def trust() -> str:
-    """Return the questions of the first lesson's second part, with the committed run's answers."""
     two, heads = BINARY["trust"], CHANCE["heads"]["NIH"]["values"]
     known = len(two["test_images_of_training_patients"])
     black, black_four = two["blackout"]["binary"], MULTI["trust"]["blackout"]["four"]
@@ -114,7 +111,6 @@ def trust() -> str:
 
 
 def minutes() -> str:
-    """Return how long the lessons take on the machine of the bench."""
     rows = [[name, f"{seconds / 60:.0f}"] for name, seconds in seconds_of_lessons().items()]
     return as_table(["lesson", "minutes on two processor cores without AVX-512, after two to install"], rows)
 
@@ -123,7 +119,6 @@ def minutes() -> str:
 
 
 def test_sets() -> str:
-    """Return every test set of the committed run."""
     rows = []
     for name, case in {"two": BINARY["cases"]["binary"], **MULTI["cases"]}.items():
         recipe = case.get("augmentation", "article").replace("fine_tuned", "article, fine-tuned")
@@ -133,7 +128,6 @@ def test_sets() -> str:
 
 
 def swap() -> str:
-    """Return how often the article's model says COVID-19 for swapped centers, in the committed run."""
     found, rows = BINARY["trust"]["swap"], []
     for share, kinds in found.items():
         rows.append([f"{float(share):.0%}", *(f"{counts['article']} of {counts['n']}" for counts in kinds.values())])
@@ -142,7 +136,6 @@ def swap() -> str:
 
 
 def augmentations() -> str:
-    """Return the cross-validated recipes of the committed run."""
     rows = []
     for name, views in zip(RECIPES, (8, 8, 1, 1)):
         score = MULTI["trust"]["grouped_cv"]["four" if name == "article" else f"four_{name}"]
@@ -153,7 +146,6 @@ def augmentations() -> str:
 
 
 def differences() -> str:
-    """Return the paired differences of the committed run, and over seeds."""
     seeds, rows = CHANCE["seeds"], []
     for name, found in MULTI["trust"]["differences"].items():
         first, second = (part.removeprefix("four").removeprefix("_") or "article" for part in name.split(" - "))
@@ -167,7 +159,6 @@ def differences() -> str:
 
 
 def controls() -> str:
-    """Return what all models of the committed run predict for the controls."""
     rows = []
     for label, found, suffix in (
         ("two classes, article", BINARY["trust"], ""),
@@ -183,7 +174,6 @@ def controls() -> str:
 
 
 def like_for_like() -> str:
-    """Return the tasks of the committed run."""
     rows = []
     for name, score in BINARY["trust"]["like_for_like"].items():
         label = "the same, 90% of height and width black" if name.endswith("_blackout") else TASKS[name]
@@ -196,40 +186,29 @@ def like_for_like() -> str:
 # --- data/README.md
 
 
-def rows_of_manifest() -> list[dict[str, str]]:
-    """Return the rows of data/manifest.csv."""
-    with open(pack.ROOT / "data" / "manifest.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+MANIFEST = pd.read_csv(pack.ROOT / "data" / "manifest.csv", dtype=str, keep_default_na=False)
 
 
-def images_and_patients(rows: Sequence[dict[str, str]]) -> str:
+def images_and_patients(rows: pd.DataFrame) -> str:
     """Return "60 (43)": images and, in parentheses, the patients they show."""
-    return f"{len(rows)} ({len({row['patient'] for row in rows})})"
+    return f"{len(rows)} ({rows['patient'].nunique()})"
 
 
 def article_classes() -> str:
-    """Return the images and patients of the article's classes."""
     adults = ("Cohen et al.", "adults and one boy of 12, many hospitals and devices")
     children = ("Kermany et al.", "children from 1 to 5 years, one hospital")
     rows = []
-    for name in ("covid", "normal", "pneumonia_bac", "pneumonia_vir"):
-        listed = [row for row in rows_of_manifest() if row["class"] == name]
-        parts = [[row for row in listed if row["split"] == split] for split in ("train", "test")]
+    for name, listed in MANIFEST[MANIFEST["split"].isin(["train", "test"])].groupby("class"):
+        parts = [listed[listed["split"] == split] for split in ("train", "test")]
         rows.append([name, *map(images_and_patients, [*parts, listed]), *(adults if name == "covid" else children)])
     return as_table(["class", "train: images (patients)", "test", "together", "source", "who"], rows)
 
 
 def control_groups() -> str:
-    """Return the images and patients of the controls."""
-    groups = {}
-    for row in rows_of_manifest():
-        if row["split"] in ("control", "no_finding"):
-            groups.setdefault((row["source"], row["class"]), []).append(row)
     rows = []
-    for (source, group), listed in sorted(groups.items()):
-        years = sorted({row["dated"][:4] for row in listed})
-        span = years[0] if len(years) == 1 else f"{years[0]} to {years[-1]}"
-        rows.append([source, group, images_and_patients(listed), span])
+    for names, listed in MANIFEST[MANIFEST["split"].isin(["control", "no_finding"])].groupby(["source", "class"]):
+        years = listed["dated"].str[:4]
+        rows.append([*names, images_and_patients(listed), " to ".join(dict.fromkeys([years.min(), years.max()]))])
     return as_table(["source", "group", "images (patients)", "dated"], rows)
 
 
@@ -243,7 +222,6 @@ def number_of_seeds() -> str:
 
 
 def chance_seeds() -> str:
-    """Return every test set and cross-validation over seeds."""
     found, rows = CHANCE["seeds"], []
     for classes in ("two", "three", "four"):
         n = found["n"][f"test, {classes}"]
@@ -264,7 +242,6 @@ def whole_name(task: str) -> str:
 
 
 def chance_like() -> str:
-    """Return Binary's comparisons like for like over seeds."""
     rows = []
     for name, found in CHANCE["like_for_like"].items():
         values = [spread(found["accuracy"], 3), spread(found["auc"], 3)]
@@ -284,7 +261,6 @@ def chance_shuffled() -> str:
 
 
 def chance_controls() -> str:
-    """Return what four-class heads predict for the controls, over seeds."""
     found = CHANCE["seeds"]
     keys = [f"{group}, {what}" for group in ("NIH", "collection") for what in ("predicted COVID-19", "right")]
     rows = [[name, *(spread(found[f"{key}, {name}"]) for key in keys)] for name in RECIPES[:3]]
@@ -293,7 +269,6 @@ def chance_controls() -> str:
 
 
 def chance_heads() -> str:
-    """Return what the article's model says with many initial weights."""
     found = CHANCE["heads"]
     counts = {
         "test": "test images right",
@@ -312,7 +287,6 @@ def chance_heads() -> str:
 
 
 def chance_swap() -> str:
-    """Return what many heads of the article's model say for swapped centers."""
     found, kinds, rows = CHANCE["heads"], list(BINARY["trust"]["swap"]["0.7"]), []
     for share in (0.5, 0.7, 0.9):
         rows.append([f"{share:.0%}", *(spread(found[f"swap, {share}, {kind}"]) for kind in kinds)])
@@ -326,12 +300,10 @@ FLAGS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bfloat16", "amx_t
 
 
 def seconds_of_lessons() -> dict[str, float]:
-    """Return the seconds of each lesson in `make run` from nothing."""
     return {name: BENCH["first"][name]["end"] for name in ("Binary", "Multi")}
 
 
 def speed_machine() -> str:
-    """Return what the bench ran on."""
     found = BENCH["machine"]
     has = ", ".join(f"{'with' if found['flags'][flag] else 'without'} {name}" for flag, name in FLAGS.items())
     cores = f"{found['cores']} cores of an {found['model']}, {has}, no GPU, shared with other work"
@@ -339,7 +311,6 @@ def speed_machine() -> str:
 
 
 def speed_lessons() -> str:
-    """Return seconds from the start of a lesson to its first results, and its peak of memory."""
     first, rows = BENCH["first"], []
     runs = [first["Binary"], first["Multi"], BENCH["second"]]
     for key in ("first_picture", "first_epoch", "first_accuracy", "end"):
@@ -349,7 +320,6 @@ def speed_lessons() -> str:
 
 
 def speed_first() -> str:
-    """Return seconds from `make run` in a new clone to what a newcomer waits for."""
     first, rows = BENCH["first"], []
     rows.append(["the packages are installed", f"{first['packages']:.0f} s"])
     rows.append(["images and weights are checked", f"{first['images_and_weights']:.0f} s"])
@@ -360,7 +330,6 @@ def speed_first() -> str:
 
 
 def speed_image() -> str:
-    """Return milliseconds an image, and the ratio to VGG16 alone."""
     found = BENCH["image"]
     names = {
         "alone": "VGG16 alone, on arrays in memory",
@@ -374,7 +343,6 @@ def speed_image() -> str:
 
 
 def speed_passes() -> str:
-    """Return how many images go through VGG16 in each part of a lesson."""
     found, rows = BENCH["passes"], []
     for name in ("Binary", "Multi"):
         seen = found[name]
