@@ -18,15 +18,13 @@ SHARED = Path(os.environ.get("COVID_XRAY_SHARED", ROOT.parent / "shared"))
 WEIGHTS = SHARED / "weights" / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
 sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "data"), str(ROOT / "tests" / "tools")]
 
-SETTINGS = ("COVID_", "VGG16_", "KERAS_", "MAKE", "MFLAGS")
-for setting in [name for name in os.environ if name.startswith(SETTINGS)]:
+for setting in [name for name in os.environ if name.startswith(("COVID_", "VGG16_", "KERAS_", "MAKE", "MFLAGS"))]:
     del os.environ[setting]  # the tests set their own
 
 import phantoms  # noqa: E402
 import prepare  # noqa: E402
 
 ZIP = "Covid_Data_GradientCrescent.zip"  # as the article names it
-NOWHERE = "http://127.0.0.1:9/none.zip"  # nobody listens there
 QUICK = {"IMAGE_SIZE": 32, "NUM_EPOCHS": 2}
 QUICK_MULTI = {**QUICK, "VIEWS_PER_IMAGE": 2, "FINE_TUNE_EPOCHS": 1}
 
@@ -114,18 +112,12 @@ def server():
         yield running
 
 
-def clean_environment(**settings):
-    """This process's environment without the project's settings, plus `settings`."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)} | settings
-
-
 def copy_clone(folder):
     """Copy what a notebook needs of a clone into `folder`: notebooks, modules, and lists; returns `folder`."""
-    for name in ("notebooks", "data"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for path in (ROOT / name).iterdir():
-            if path.suffix in (".ipynb", ".py", ".csv"):
-                shutil.copy(path, folder / name)
+    for path in [*ROOT.glob("notebooks/*"), *ROOT.glob("data/*")]:
+        if path.suffix in (".ipynb", ".py", ".csv"):
+            (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / path.parent.name)
     return folder
 
 
@@ -155,7 +147,7 @@ def execute(notebook, cwd, output, python=sys.executable, **settings):
     command = [python, "-m", "nbconvert", "--to", "notebook", "--execute", "--allow-errors"]
     command += ["--ExecutePreprocessor.timeout=-1", "--ExecutePreprocessor.kernel_name=python3"]
     command += ["--output-dir", str(output), str(notebook)]
-    done = subprocess.run(command, cwd=cwd, env=clean_environment(**settings), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=cwd, env=os.environ | settings, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads((Path(output) / notebook.name).read_text(encoding="utf-8"))["cells"]
 

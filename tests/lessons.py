@@ -14,11 +14,6 @@ def sources(notebook, kind):
     return {cell["id"]: "".join(cell["source"]) for cell in cells if cell["cell_type"] == kind}
 
 
-def code_cells(notebook):
-    """Return the source of each code cell by its id, in their order."""
-    return sources(notebook, "code")
-
-
 def cell(notebook, name):
     """Return the source of the cell whose id is `name`, of code or of text."""
     return (sources(notebook, "code") | sources(notebook, "markdown"))[name]
@@ -35,7 +30,7 @@ def run_lesson(notebook, settings, last=None, before=lambda name, variables: Non
     settings: what replaces the lesson's own, or what its imports gave. before: called before each cell.
     """
     variables = {}
-    for name in code_cells(notebook):
+    for name in sources(notebook, "code"):
         before(name, variables)
         if name != "toolbox":
             run_cell(notebook, name, variables)

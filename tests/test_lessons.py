@@ -87,12 +87,11 @@ def write_world(folder):
 
 
 def small_vgg16(**_):
-    """A frozen network that averages 4 x 4 pixels, with the names of two of VGG16's layers."""
+    """A network that averages 4 x 4 pixels, with the names of two of VGG16's layers."""
     inputs = keras.Input((SIZE, SIZE, 3))
     convolution = layers.Conv2D(8, 2, strides=2, activation="relu", name="block5_conv3")
     base = keras.Model(inputs, layers.AveragePooling2D(2, name="block5_pool")(convolution(inputs)))
     base.set_weights([np.tile(np.eye(3, 8) / 4, (2, 2, 1, 1)), np.zeros(8)])
-    base.trainable = False
     return base
 
 
@@ -100,7 +99,7 @@ class Lesson:
     """A lesson that has run in the world, up to a cell; `again` runs some of its cells, and of those after it."""
 
     def __init__(self, notebook, settings, last):
-        self.notebook, self.before, self.names = notebook, {}, list(lessons.code_cells(notebook))
+        self.notebook, self.before, self.names = notebook, {}, list(lessons.sources(notebook, "code"))
         with contextlib.redirect_stdout(io.StringIO()):
             self.end = lessons.run_lesson(notebook, settings | {"VGG16": small_vgg16}, last, self.keep)
         self.keep(self.names[self.names.index(last) + 1], self.end)
@@ -298,12 +297,8 @@ def multi_held_out_patients(lesson):
     """Features that tell patients alone: neither a head nor the baseline knows a patient that it has not seen."""
     labels, patients, numbers = patients_alone(4)
     features = lesson.telling(numbers)
-    given = {
-        "labels": labels,
-        "patients": patients,
-        "plain_features": features,
-        "recipe_views": {"article": [features]},
-    }
+    given = {"labels": labels, "patients": patients, "plain_features": features}
+    given["recipe_views"] = {"article": [features]}
     given["table"] = pd.DataFrame({"class": [FOUR[label] for label in labels], "split": "train"})
     records = lesson.records("folds", "cross-validated", **given)
     for name in ("four", "four_logistic"):
@@ -318,15 +313,6 @@ def multi_controls(lesson):
         assert (nih["n"], nih["predicted_covid"], nih["with_right_answer"]["correct"]) == (6, 0, 6)
         assert (others["n"], others["predicted_covid"], others["with_right_answer"]["n"]) == (8, 3, 6)
     assert others["with_right_answer"]["correct"] == 3  # of the head that knows X-rays as they are
-
-
-CHECKS = {name: check for name, check in globals().items() if name.startswith(("binary_", "multi_"))}
-
-
-@pytest.mark.parametrize("name", CHECKS)
-def test_cells(name, world):
-    """Each check passes on the lessons as they are."""
-    CHECKS[name](world[name.split("_")[0]])
 
 
 # --------------------------------------------------------------------------------------- the mistakes
@@ -357,35 +343,36 @@ def shifted(real):
 SEEN = toolbox("black_out", lambda real: lambda image, share: image)
 AUGMENTED = variables(plain_features=lambda given: given["views"][0])
 MISTAKES = [  # what is wrong, the check that fails, the cell before which it happens, and how
-    ("the base trains", "binary_frozen_base", "compile",
+    ("the base trains", binary_frozen_base, "compile",
      lambda given, patch: setattr(given["conv_base"], "trainable", True)),
-    ("the other column", "binary_test_set", "record", variables(p_normal=lambda given: 1 - given["p_normal"])),
-    ("views for X-rays", "binary_features", "features", variables(test_datagen=lambda given: given["train_datagen"])),
-    ("the test set trains", "binary_training_rows", "head-fit", variables(train=all_rows)),
-    ("nothing is black", "binary_blackout", "blackout", SEEN),
-    ("training patients take part", "binary_swap", "swap-center", variables(patients=all_rows)),
-    ("folds by image", "binary_held_out_patients", "like-for-like",
+    ("the other column", binary_test_set, "record", variables(p_normal=lambda given: 1 - given["p_normal"])),
+    ("views for X-rays", binary_features, "features", variables(test_datagen=lambda given: given["train_datagen"])),
+    ("the test set trains", binary_training_rows, "head-fit", variables(train=all_rows)),
+    ("nothing is black", binary_blackout, "blackout", SEEN),
+    ("training patients take part", binary_swap, "swap-center", variables(patients=all_rows)),
+    ("folds by image", binary_held_out_patients, "like-for-like",
      toolbox("patient_folds", lambda real: lambda y, patients, seed: real(y, np.arange(len(y)), seed))),
-    ("controls are not black", "binary_like_for_like", "tasks", SEEN),
-    ("the test set trains", "multi_training", "fit", variables(table=all_train)),
-    ("views for X-rays", "multi_test_set", "score-head", AUGMENTED),
-    ("the article's rate", "multi_fine_tuning", "fine-tuning",
+    ("controls are not black", binary_like_for_like, "tasks", SEEN),
+    ("the test set trains", multi_training, "fit", variables(table=all_train)),
+    ("views for X-rays", multi_test_set, "score-head", AUGMENTED),
+    ("the article's rate", multi_fine_tuning, "fine-tuning",
      variables(FINE_TUNE_LEARNING_RATE=lambda given: given["LEARNING_RATE"])),
-    ("views for X-rays", "multi_cross_validation", "cross-validation", AUGMENTED),
-    ("held-out rows train", "multi_held_out_patients", "folds",
+    ("views for X-rays", multi_cross_validation, "cross-validation", AUGMENTED),
+    ("held-out rows train", multi_held_out_patients, "folds",
      toolbox("patient_folds", lambda real: lambda *given: [(np.append(a, b), b) for a, b in real(*given)])),
-    ("answers shifted", "multi_controls", "controls", toolbox("find_controls", shifted, xray_data)),
+    ("answers shifted", multi_controls, "controls", toolbox("find_controls", shifted, xray_data)),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name, cell, change", [row[1:] for row in MISTAKES], ids=[row[0] for row in MISTAKES])
-def test_mistakes_fail(name, cell, change, world):
-    """Each check fails on a lesson with a mistake that it is there for."""
-    lesson = world[name.split("_")[0]]
+@pytest.mark.parametrize("check, cell, change", [row[1:] for row in MISTAKES], ids=[row[0] for row in MISTAKES])
+def test_mistakes_fail(check, cell, change, world):
+    """Each check passes on the lesson as it is, and fails on one with the mistake that it is there for."""
+    lesson = world[check.__name__.split("_")[0]]
+    check(lesson)
     lesson.mistake = cell, change
     try:
         with pytest.raises(AssertionError):
-            CHECKS[name](lesson)
+            check(lesson)
         assert lesson.mistake is None, f"cell {cell} has not run"
     finally:
         lesson.mistake = None

@@ -349,31 +349,20 @@ def test_score_by_hand():
     assert three["confusion"] == [[1, 0, 0], [0, 1, 1], [0, 0, 1]] and "auc" not in three
 
 
-def test_score_controls_by_hand(tmp_path, monkeypatch):
-    """The 83 controls: 51 have a right answer; two, filed as pneumonia, are recorded as normal X-rays and have none."""
-    monkeypatch.setattr(xray_data, "fetch_controls", lambda table, pictures: np.ones(len(table), bool))
-    controls, nih = (
-        xray_data.find_controls(kind, tmp_path, xray_data.ARTICLE_NAME, tmp_path)
-        for kind in ("controls", "nih_no_finding")
-    )
-
-    def scored(names, table=controls, class_names=FOUR):
-        guesses = np.eye(4)[[FOUR.index(name) for name in names]][:, : len(class_names)]
-        return xray.score_controls(lambda x: x, guesses, table, class_names)
-
-    right = scored(np.where(controls["answer"] == "", "covid", controls["answer"]))
-    assert (right["n"], right["patients"], right["predicted_covid"]) == (83, 47, 32)
-    assert right["with_right_answer"]["n"] == right["with_right_answer"]["correct"] == 51
-    counts = {name: (row["n"], row["predicted_covid"]) for name, row in right["by_finding"].items()}
-    assert counts["viral pneumonia"] == (21, 0) and counts["fungal pneumonia"] == (13, 13)
-    assert counts["bacterial pneumonia"] == (32, 2) and counts["other or unspecified"] == (17, 17)
-    always = scored(["covid"] * 83)
-    assert always["predicted_covid"] == 83 and always["with_right_answer"]["correct"] == 0
-    assert always["ci95"] == xray.share_interval(np.ones(83, bool), controls["patient"])
-    healthy = scored(["normal"] * 50 + ["covid"] * 30, nih)
-    assert (healthy["n"], healthy["patients"], healthy["predicted_covid"]) == (80, 80, 30)
-    assert healthy["with_right_answer"]["correct"] == 50
-    assert scored(["covid"] * 83, class_names=FOUR[:2])["with_right_answer"]["n"] == 0
+def test_score_controls_by_hand():
+    """Five X-rays of four patients; two have no right answer, and of the other three, one is right."""
+    groups = 2 * ["viral pneumonia"] + 2 * ["bacterial pneumonia"] + ["other"]
+    answers = ["pneumonia_vir", "pneumonia_vir", "pneumonia_bac", "", ""]
+    table = pd.DataFrame({"group": groups, "answer": answers, "patient": list("aabcd")})
+    guesses = np.eye(4)[[3, 0, 0, 1, 0]]
+    scored = xray.score_controls(lambda x: x, guesses, table, FOUR)
+    assert (scored["n"], scored["patients"], scored["predicted_covid"]) == (5, 4, 3)
+    assert scored["ci95"] == xray.share_interval(guesses[:, 0] == 1, table["patient"])
+    found = {name: tuple(counts.values()) for name, counts in scored["by_finding"].items()}
+    assert found == {"bacterial pneumonia": (2, 2, 1), "other": (1, 1, 1), "viral pneumonia": (2, 1, 1)}
+    known = scored["with_right_answer"]
+    assert (known["n"], known["patients"], known["correct"]) == (3, 2, 1)
+    assert xray.score_controls(lambda x: x, guesses[:, :2], table, FOUR[:2])["with_right_answer"]["n"] == 0
 
 
 COVID = ARTICLE[ARTICLE["class"] == "covid"]["patient"]
