@@ -14,6 +14,7 @@ lungs, lower ones more often (the textbook patterns that Jacobi et al., Clinical
 
 import itertools
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -201,6 +202,8 @@ def write_tree(folder: Path, train: int = 16, test: int = 6) -> None:
 
 if __name__ == "__main__":
     target = Path(__file__).parent / "phantoms"
+    if target.exists() and not (target / "PHANTOMS.txt").exists():
+        sys.exit(f"Problem: {target} holds other files than phantoms. Move them away.")
     shutil.rmtree(target, ignore_errors=True)
     write_tree(target)
     print(f"Drew {len(list(target.glob('all/*/*/*')))} phantoms, and controls, in {target}")
