@@ -49,18 +49,20 @@ def weights_sha256(model: keras.Model) -> str:
     return hashlib.sha256(b"".join(arrays)).hexdigest()
 
 
-def name_weights(conv_base: keras.Model) -> str:
-    """Return "imagenet" where the base has VGG16's ImageNet weights, else "other"."""
-    return "imagenet" if weights_sha256(conv_base) == VGG16_SHA256 else "other"
-
-
 # ------------------------------------------------------------------------------ the record of a run
 
 
 class Run:
     """What a run of a lesson leaves in `output`: results as JSON, figures as PNG, saved as they come."""
 
-    def __init__(self, name: str, seed: int, output: Path, files: Mapping) -> None:
+    def __init__(self, name: str, seed: int, output: Path, files: Mapping, conv_base: keras.Model) -> None:
+        """Start the record of a lesson, say which images it reads, and set the style of figures.
+
+        files: what xray_data.check_files returned.
+        """
+        plt.rcParams.update(STYLE)
+        tf.get_logger().setLevel("ERROR")  # no advice about retracing
+        display(Markdown(f"**{files['sentence']}**"))
         self.name = name
         self.output = output
         self.phantoms = files["dataset"] == "phantoms"
@@ -68,6 +70,7 @@ class Run:
             "dataset": files["dataset"],
             "files": {kind: files[kind] for kind in ("article", "same_pixels", "other")},
             "seed": seed,
+            "weights": "imagenet" if weights_sha256(conv_base) == VGG16_SHA256 else "other",
             "versions": {"python": sys.version.split()[0], "tensorflow": tf.__version__, "keras": keras.__version__},
             "cases": {},
             "trust": {},
@@ -81,7 +84,7 @@ class Run:
             place = place.setdefault(parent, {})
         place[last] = value
         text = json.dumps(self.results, indent=1, default=as_plain)
-        save(self.output / f"{self.name}.json", lambda scratch: scratch.write_text(text, encoding="utf-8"))
+        atomic_write(self.output / f"{self.name}.json", lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
     def show(self, figure: plt.Figure, name: str, alt: str) -> None:
         """Save a figure as PNG and show it, with `alt` as its alternative text; phantoms are named.
@@ -108,26 +111,6 @@ class Run:
         display(Markdown("\n".join(f"- {line}" for line in lines)))
 
 
-def start(name: str, seed: int, output: Path, files: Mapping) -> Run:
-    """Start the record of a lesson, say which images it reads, and set the style of figures.
-
-    files: what xray_data.check_files returned.
-    """
-    plt.rcParams.update(STYLE)
-    tf.get_logger().setLevel("ERROR")  # no advice about retracing
-    run = Run(name, seed, output, files)
-    display(Markdown(f"**{files['sentence']}**"))
-    return run
-
-
-def save(target: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file and move it to `target`, whole or not at all. Raises SetupError where that fails."""
-    try:
-        atomic_write(target, write)
-    except OSError as error:
-        raise SetupError(f"{target} cannot be written: {error.strerror}. Mend that, and run this cell again.") from None
-
-
 def as_plain(value: object) -> object:
     """Return NumPy's numbers and arrays as Python's, for JSON."""
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)
@@ -142,8 +125,8 @@ def extract_features(conv_base: keras.Model, batches: keras.utils.PyDataset, out
     batches: what flow_from_directory or flow_from_dataframe returned, with shuffle=False; it draws a new version of
     each image every time. Returns one array a view, float32 (n, 4, 4, 512) for VGG16 at 150 pixels.
 
-    Each view is a file in `output`/features, named by a hash of all that made it: the images' bytes, the generator,
-    the seed, the weights. So the same call gives the same features, and a second run computes nothing.
+    Each view is a file in `output`/features, named by a hash of all that made it: the images, the generator, the
+    seed, the weights. So the same call gives the same features, and a second run computes nothing.
     """
     kept = output / "features"
     call = hash_of_call(conv_base, batches)
@@ -156,28 +139,21 @@ def extract_features(conv_base: keras.Model, batches: keras.utils.PyDataset, out
         parts.append(conv_base.predict_on_batch(batches[index]))
         if index == len(batches) - 1:
             features = np.concatenate(parts)
-            save(paths[view], lambda scratch, features=features: np.save(scratch, features))
+            atomic_write(paths[view], lambda scratch, features=features: np.save(scratch, features))
     return [np.load(path, mmap_mode="r") for path in paths]
 
 
 def hash_of_call(conv_base: keras.Model, batches: keras.utils.PyDataset) -> str:
-    """Return a hash of all that the features of `batches` depend on.
+    """Return a hash of all that the features of `batches` depend on: the first view's pixels, settings, the base.
 
-    A preprocessing function is known by what it makes of the images.
+    A preprocessing function is known by what it makes of the pixels.
     """
-    settings = dict(vars(batches.image_data_generator))
-    function = settings.pop("preprocessing_function")
-    made = hashlib.sha256()
-    for path in batches.filepaths:
-        made.update(Path(path).read_bytes())
-    if function:
-        batches.total_batches_seen = 0
-        for index in range(len(batches)):
-            made.update(np.ascontiguousarray(batches[index]).tobytes())
+    settings = vars(batches.image_data_generator) | {"preprocessing_function": None}
+    batches.total_batches_seen = 0
+    pixels = [joblib.hash(batches[index]) for index in range(len(batches))]
     layers = [(type(layer).__name__, layer.output.shape) for layer in conv_base.layers]
     versions = [tf.__version__, keras.__version__, np.__version__]
-    shapes = [batches.batch_size, batches.seed, batches.target_size, batches.color_mode]
-    return joblib.hash([settings, made.hexdigest(), layers, conv_base.get_weights(), versions, shapes])
+    return joblib.hash([settings, batches.seed, pixels, layers, conv_base.get_weights(), versions])
 
 
 def plain_features(
@@ -220,7 +196,7 @@ def train_head(
     build_head: Callable[[], keras.Sequential], views: Sequence[np.ndarray], labels: np.ndarray, train: np.ndarray,
     validation: np.ndarray | None = None, *, learning_rate: float, epochs: int, batch_size: int, seed: int,
 ) -> tuple[keras.Sequential, pd.DataFrame]:  # fmt: skip
-    """Build a head and train it: Keras's `fit`, once an epoch with another view, in one compiled step.
+    """Build a head and train it with Keras's `fit`, once an epoch, each time with another view.
 
     views: float32 (n, 4, 4, 512) each; labels: int (n,); train, validation: row numbers. Epoch e trains on view
     e % len(views) of the rows `train`, in an order that `seed` gives, with Adam and cross-entropy. The initial weights
@@ -228,68 +204,24 @@ def train_head(
     """
     keras.utils.set_random_seed(seed)
     head = build_head()
-    worker, optimizer, step = compiled_step(json.dumps(without_names(head.get_config())))
-    for variable, value in zip(worker.variables, head.variables):
-        variable.assign(value)
-    for variable in optimizer.variables:
-        variable.assign(tf.zeros_like(variable))
-    optimizer.learning_rate = learning_rate
-    labels, history = np.asarray(labels, np.int32), []
+    loss = "binary_crossentropy" if head.output_shape[-1] == 1 else "sparse_categorical_crossentropy"
+    optimizer = keras.optimizers.Adam(learning_rate)
+    head.compile(optimizer=optimizer, loss=loss, metrics=["acc"], jit_compile=True)
+    untuned = tf.data.Options()
+    untuned.autotune.enabled = False  # `fit` would wait for tf.data to tune itself
+
+    def batches(view: np.ndarray, rows: np.ndarray) -> tf.data.Dataset:
+        arrays = tf.data.Dataset.from_tensor_slices((view[rows], np.asarray(labels)[rows]))
+        return arrays.batch(batch_size).with_options(untuned)
+
+    history = []
     for epoch in range(epochs):
-        view, sums = views[epoch % len(views)], np.zeros(2)
+        view = views[epoch % len(views)]
         rows = np.random.default_rng([seed, epoch]).permutation(train)
-        for first in range(0, len(rows), batch_size):
-            batch = np.resize(rows[first : first + batch_size], batch_size)  # a short last batch is filled up,
-            counts = np.arange(batch_size) < len(rows) - first  # and what fills it up does not count
-            sums += step(view[batch], labels[batch], counts.astype(np.float32))
-        values = dict(zip(["loss", "acc"], sums / len(rows)))
-        if validation is not None:
-            outputs = worker(np.asarray(view[validation]), training=False)
-            losses, hits = losses_and_hits(outputs, labels[validation])
-            values |= {"val_loss": float(np.mean(losses)), "val_acc": float(np.mean(hits))}
-        history.append(values)
-    for variable, value in zip(head.variables, worker.variables):
-        variable.assign(value)
-    return head, pd.DataFrame(history, index=range(1, epochs + 1))
-
-
-def without_names(config: dict) -> dict:
-    """Return a Sequential's configuration without what differs between two builds of it: its layers' names."""
-    for number, layer in enumerate(config["layers"]):
-        layer["config"]["name"] = f"layer_{number}"
-    return config | {"name": "worker"}
-
-
-@functools.cache
-def compiled_step(config: str) -> tuple:
-    """Return a head of this architecture, its optimizer, and a compiled step of training.
-
-    Compiling takes a second, so all heads of one architecture share them.
-    """
-    worker = keras.Sequential.from_config(json.loads(config))
-    optimizer = keras.optimizers.Adam()
-    optimizer.build(worker.trainable_variables)
-
-    @tf.function(jit_compile=True)
-    def step(x: tf.Tensor, y: tf.Tensor, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        with tf.GradientTape() as tape:
-            losses, hits = losses_and_hits(worker(x, training=True), y)
-            loss = tf.reduce_sum(losses * counts) / tf.reduce_sum(counts)
-        optimizer.apply(tape.gradient(loss, worker.trainable_variables))
-        return tf.reduce_sum(losses * counts), tf.reduce_sum(hits * counts)
-
-    return worker, optimizer, step
-
-
-def losses_and_hits(outputs: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the cross-entropy of each row, and 1 for each row whose predicted class is right, else 0."""
-    if outputs.shape[-1] == 1:
-        losses = keras.losses.binary_crossentropy(y[:, None], outputs)
-        predicted = tf.cast(outputs[:, 0] > 0.5, y.dtype)
-    else:
-        losses = keras.losses.sparse_categorical_crossentropy(y, outputs)
-        predicted = tf.argmax(outputs, axis=1, output_type=y.dtype)
-    return losses, tf.cast(predicted == y, tf.float32)
+        held_out = None if validation is None else batches(view, validation)
+        result = head.fit(batches(view, rows), validation_data=held_out, verbose=0)
+        history.append(pd.DataFrame(result.history, index=[epoch + 1]))
+    return head, pd.concat(history)
 
 
 def predict_probabilities(head: keras.Model, features: np.ndarray) -> np.ndarray:
@@ -297,36 +229,28 @@ def predict_probabilities(head: keras.Model, features: np.ndarray) -> np.ndarray
 
     A sigmoid's single output p becomes (1 - p, p).
     """
-    parts = range(0, max(len(features), 1), 512)
-    outputs = np.concatenate([head(np.asarray(features[first : first + 512])) for first in parts])
+    outputs = np.asarray(head(np.asarray(features)))
     return np.hstack([1 - outputs, outputs]) if outputs.shape[1] == 1 else outputs
 
 
 # --------------------------------------------------------------------------------------- statistics
 
 
-def exact_interval(correct: float, n: float) -> list[float]:
-    """Exact (Clopper-Pearson) 95% confidence interval of a proportion, [low, high].
-
-    `correct` need not be whole: see share_interval.
-    """
-    low = beta.ppf(0.025, correct, n - correct + 1) if correct > 0 else 0.0
-    high = beta.ppf(0.975, correct + 1, n - correct) if correct < n else 1.0
-    return [float(low), float(high)]
-
-
 def share_interval(hits: np.ndarray, patients: Sequence[str]) -> list[float]:
     """95% confidence interval of the share of True in `hits`, bool (n,), by patient, [low, high].
 
-    Two X-rays of one patient are not independent. So the interval is exact for their effective number (Kish 1965),
-    (sum of m)^2 / sum of m^2 for patients with m X-rays. It is as wide as it must be if a patient's X-rays always
-    agree, and too wide otherwise.
+    Two X-rays of one patient are not independent. So the interval is exact (Clopper-Pearson) for their effective
+    number (Kish 1965), (sum of m)^2 / sum of m^2 for patients with m X-rays. It is as wide as it must be if a patient's
+    X-rays always agree, and too wide otherwise.
     """
     sizes = pd.Series(np.asarray(patients)).value_counts().to_numpy(float)
     if not len(sizes):
         return [0.0, 1.0]
     n = sizes.sum() ** 2 / (sizes**2).sum()
-    return exact_interval(float(np.mean(hits)) * n, n)
+    correct = float(np.mean(hits)) * n  # need not be whole
+    low = beta.ppf(0.025, correct, n - correct + 1) if correct > 0 else 0.0
+    high = beta.ppf(0.975, correct + 1, n - correct) if correct < n else 1.0
+    return [float(low), float(high)]
 
 
 def bootstrap_interval(
@@ -345,13 +269,12 @@ def bootstrap_interval(
     return [float(end) for end in np.nanpercentile(drawn, [2.5, 97.5])]
 
 
-def score(labels: np.ndarray, probabilities: np.ndarray, patients: Sequence[str], folds: Sequence = ()) -> dict:
+def score(labels: np.ndarray, probabilities: np.ndarray, patients: Sequence[str]) -> dict:
     """Score predictions: labels int (n,), probabilities (n, classes), the patient of each row.
 
     Returns n, patients, correct, accuracy, ci95 by patient (share_interval), majority (the larger class's share),
     confusion (true class down, predicted class across). With two classes also auc, the area under the ROC curve of
-    class 0, and auc_ci95, by patient, unless all draws give one value. With `folds` (pairs of training and held-out
-    rows) also the accuracy of each.
+    class 0, and auc_ci95, by patient, unless all draws give one value.
     """
     labels, patients = np.asarray(labels), np.asarray(patients)
     predicted = probabilities.argmax(axis=1)
@@ -362,8 +285,6 @@ def score(labels: np.ndarray, probabilities: np.ndarray, patients: Sequence[str]
     scored["majority"] = float(np.bincount(labels).max() / len(labels)) if len(labels) else 0.0
     classes = range(probabilities.shape[1])
     scored["confusion"] = confusion_matrix(labels, predicted, labels=classes).tolist()
-    if folds:
-        scored["folds"] = [float(right[held_out].mean()) for _, held_out in folds]
     if len(classes) == 2 and len(set(labels)) == 2:
 
         def area(rows: np.ndarray) -> float:
@@ -460,33 +381,24 @@ STYLE = {
 WIDTH = 9.5  # inches, the width of a page
 
 
-def plot_images(
-    images: Sequence[np.ndarray], titles: Sequence[str], columns: int, colors: Sequence[str] | None = None,
-    height: float = 1.0,
-) -> plt.Figure:  # fmt: skip
-    """Draw images in a grid across the page, each under its title; `height` is that of a row, in widths."""
-    rows, width = -(-len(images) // columns), WIDTH / columns
+def plot_images(images: Sequence[np.ndarray], titles: Sequence[str]) -> plt.Figure:
+    """Draw images in a row across the page, each under its title."""
     lines = max(title.count("\n") + 1 for title in titles) * 0.17
-    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, rows * (width * height + lines)), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, image, title, color in zip(axes.flat, images, titles, colors or ["black"] * len(images)):
+    figure, axes = plt.subplots(1, len(images), figsize=(WIDTH, WIDTH / len(images) + lines))
+    for axis, image, title in zip(axes, images, titles):
         axis.imshow(image)
-        axis.set_title(title, fontsize=9, color=color)
+        axis.set_title(title, fontsize=9)
+        axis.axis("off")
     return figure
 
 
 def plot_confusions(scores: dict[str, dict], class_names: Sequence[str]) -> plt.Figure:
-    """Draw the confusion matrices of scores side by side: true class down, predicted class across.
-
-    A score with fewer classes has the first of `class_names`.
-    """
+    """Draw the confusion matrices of scores side by side: true class down, predicted class across."""
     names = [label_of(name).replace(" ", "\n") for name in class_names]
     side = min(WIDTH / len(scores), 0.9 * len(names) + 1)
     figure, axes = plt.subplots(1, len(scores), figsize=(side * len(scores), side), squeeze=False)
     for axis, (title, scored) in zip(axes.flat, scores.items()):
-        counts = np.array(scored["confusion"])
-        matrix = ConfusionMatrixDisplay(counts, display_labels=names[: len(counts)])
+        matrix = ConfusionMatrixDisplay(np.array(scored["confusion"]), display_labels=names)
         matrix.plot(ax=axis, cmap="Blues", colorbar=False)
         title = f"{title}: {scored['correct']} of {scored['n']}"
         axis.set(title=title, xlabel="Predicted class", ylabel="True class")
@@ -494,18 +406,15 @@ def plot_confusions(scores: dict[str, dict], class_names: Sequence[str]) -> plt.
     return figure
 
 
-def hires_cam(
-    conv_base: keras.Model, head: keras.Model, images: np.ndarray, classes: np.ndarray,
-    layer_name: str = "block5_conv3",
-) -> np.ndarray:  # fmt: skip
+def hires_cam(conv_base: keras.Model, head: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """HiResCAM (Draelos and Carin, arXiv:2011.08891): what each place adds to the score of a class.
 
-    images: float (n, size, size, 3), 0 to 1; classes: int (n,). Returns float (n, h, w), h and w of the layer:
-    gradient times activation, summed over channels. Grad-CAM averages the gradient over positions first,
+    images: float (n, size, size, 3), 0 to 1; classes: int (n,). Returns float (n, h, w), h and w of VGG16's last
+    convolution: gradient times activation, summed over channels. Grad-CAM averages the gradient over positions first,
     which fits a head with global pooling; this head is Flatten + Dense and weights each position separately.
-    The score is the class's input to the softmax, or to the sigmoid (its negative for class 0).
+    The score is the input to the sigmoid, or its negative for class 0.
     """
-    index = conv_base.layers.index(conv_base.get_layer(layer_name))
+    index = conv_base.layers.index(conv_base.get_layer("block5_conv3"))
     maps = keras.Model(conv_base.input, conv_base.layers[index].output)(tf.constant(images, tf.float32))
     *hidden, last = head.layers
     with tf.GradientTape() as tape:
@@ -513,10 +422,8 @@ def hires_cam(
         x = maps
         for layer in [*conv_base.layers[index + 1 :], *hidden]:
             x = layer(x)
-        logits = x @ last.kernel + last.bias
-        if last.units == 1:
-            logits = tf.concat([-logits, logits], axis=1)
-        total = tf.reduce_sum(tf.gather(logits, classes, axis=1, batch_dims=1))
+        logits = (x @ last.kernel + last.bias)[:, 0]
+        total = tf.reduce_sum(tf.where(np.equal(classes, 1), logits, -logits))
     return tf.reduce_sum(tape.gradient(total, maps) * maps, axis=-1).numpy()
 
 

@@ -10,19 +10,16 @@ import contextlib
 import glob
 import hashlib
 import io
-import itertools
 import os
 import posixpath
 import re
 import sys
 import threading
 import unicodedata
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import cv2
@@ -30,9 +27,6 @@ import numpy as np
 import pandas as pd
 import requests
 from tqdm import tqdm
-
-if TYPE_CHECKING:  # importing it would take seconds
-    from tensorflow.keras.preprocessing.image import DirectoryIterator
 
 
 class SetupError(RuntimeError):
@@ -68,20 +62,10 @@ def label_of(class_name: str) -> str:
     return LABELS.get(class_name, class_name)
 
 
-def read_manifest() -> pd.DataFrame:
-    """Return the project's list of images, a row each, all of it text: split, class, filename, patient, ...
-
-    It is data/manifest.csv in a clone. Where a notebook runs alone, the toolbox cell has put a copy
-    beside this module. Of controls, `class` is the group of their findings.
-    """
-    places = HERE / "manifest.csv", HERE.parent / "data" / "manifest.csv"
-    path = next((place for place in places if place.exists()), None)
-    if path is None:
-        raise SetupError("manifest.csv is missing. Run the notebook's toolbox cell again.")
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
-
-
-MANIFEST = read_manifest()
+# The list of images, a row each, all of it text: split, class, filename, patient, ... Of controls, `class` is the group
+# of their findings. In a clone it is in data/. Where a notebook runs alone, its toolbox cell puts it beside this file.
+LISTS = HERE / "manifest.csv", HERE.parent / "data" / "manifest.csv"
+MANIFEST = pd.read_csv(next(filter(Path.exists, LISTS), LISTS[1]), dtype=str, keep_default_na=False)
 ARTICLE = MANIFEST[MANIFEST["split"].isin(["train", "test"])]
 CONTROLS = {
     "controls": MANIFEST[MANIFEST["split"] == "control"],
@@ -146,12 +130,17 @@ def is_listed(path: Path, blob: str, pixels: str) -> str:
 
 
 def atomic_write(target: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `target` and move it there in one step: whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Let `write` make a file beside `target` and move it there in one step: whole or not at all.
+
+    Raises SetupError with the file and the reason.
+    """
     scratch = target.with_name(f".{os.getpid()}-{threading.get_ident()}-{target.name}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         write(scratch)
         os.replace(scratch, target)
+    except OSError as error:
+        raise SetupError(f"{target} cannot be written: {reason_of(error)}. Mend that, and run again.") from error
     finally:
         for leftover in target.parent.glob(f"{glob.escape(scratch.name)}*"):
             leftover.unlink(missing_ok=True)
@@ -199,10 +188,12 @@ def check_files(folder: Path, files: Sequence[str]) -> dict[str, str | int]:
 
 def reason_of(error: BaseException) -> str:
     """Return in a few words why a download or a file failed; libraries are not quoted where it can be said."""
-    cause = error
-    while cause.__cause__ and not isinstance(cause, requests.RequestException):  # gdown wraps what went wrong
-        cause = cause.__cause__
-    if isinstance(cause, requests.Timeout) or "timed out" in str(cause):
+    while error.__cause__ and not isinstance(error, requests.RequestException):  # gdown wraps what went wrong
+        error = error.__cause__
+    if isinstance(error, requests.HTTPError):
+        status = error.response.status_code
+        return f"HTTP {status}" + (", too many requests: wait some minutes" if status == 429 else "")
+    if "timed out" in str(error):
         return f"no answer within {TIMEOUT} seconds"
     for kind, words in (
         (requests.exceptions.SSLError, "its certificate is not trusted here; behind a proxy, set REQUESTS_CA_BUNDLE"),
@@ -210,13 +201,10 @@ def reason_of(error: BaseException) -> str:
         (requests.exceptions.ChunkedEncodingError, "the connection was closed too early"),
         (requests.ConnectionError, "it cannot be reached"),
     ):
-        if isinstance(cause, kind):
+        if isinstance(error, kind):
             return words
-    if isinstance(cause, requests.HTTPError):
-        status = cause.response.status_code
-        return f"HTTP {status}" + (", too many requests: wait some minutes" if status == 429 else "")
-    if isinstance(cause, OSError) and cause.strerror:
-        return f"{cause.filename}: {cause.strerror}" if cause.filename else cause.strerror
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
 
 
@@ -228,9 +216,8 @@ def find_controls(kind: str, folder: Path, dataset: str, home: Path | None = Non
     file (its path), filename, group (of findings), answer (the class that is right, "" for none),
     patient, and what else the list knows (age, sex, view).
 
-    The article's data set has them in `home`/`kind`, from `home`/`kind`.zip or fetched from GitHub, each
-    checked by its blob. Phantoms bring their own. The table is empty for your own images. A printed
-    message says how many cannot be had.
+    The article's data set has them in `home`/`kind`, fetched from GitHub, each checked by its blob. Phantoms bring
+    their own. The table is empty for your own images. A printed message says how many cannot be had.
     """
     table, pictures = CONTROLS[kind].rename(columns={"class": "group"}), (home or data_home()) / kind
     if dataset == "phantoms":
@@ -251,16 +238,14 @@ def find_controls(kind: str, folder: Path, dataset: str, home: Path | None = Non
 def fetch_controls(table: pd.DataFrame, pictures: Path) -> np.ndarray:
     """Fetch the images of `table` into the folder `pictures`, four at a time; returns bool (n,): who is there.
 
-    Those that are there and right stay. Each new one is written only if its blob is right. Prints why
-    some are missing.
+    Those that are there and right stay. Each new one is written only if its blob is right. Prints why some are missing.
     """
-    rows, failures = list(table.itertuples(index=False)), []
-
-    def is_right(row: tuple) -> bool:
-        path = pictures / row.filename
-        return path.is_file() and bool(is_listed(path, row.git_blob, row.pixels))
+    failures = []
 
     def fetch(row: tuple) -> bool:
+        path = pictures / row.filename
+        if path.is_file() and is_listed(path, row.git_blob, row.pixels):
+            return True
         url = f"{RAW_URL}/{row.repository}/{row.commit}/{quote(row.path)}"
 
         def write(scratch: Path) -> None:
@@ -272,27 +257,15 @@ def fetch_controls(table: pd.DataFrame, pictures: Path) -> np.ndarray:
 
         try:
             if len(failures) < MOST_FAILURES:
-                atomic_write(pictures / row.filename, write)
+                atomic_write(path, write)
                 return True
         except Exception as error:
             failures.append(f"{url} ({reason_of(error)})")
         return False
 
-    archive = pictures.with_name(f"{pictures.name}.zip")
-    try:
-        with zipfile.ZipFile(archive) as zipped:
-            for row in itertools.filterfalse(is_right, rows):
-                with contextlib.suppress(KeyError):  # it is not in the zip
-                    zipped.extract(f"{pictures.name}/{row.filename}", pictures.parent)
-    except FileNotFoundError:
-        pass
-    except Exception as error:
-        print(f"{archive} is not used ({reason_of(error)}).")
-    there = np.array([is_right(row) for row in rows], bool)
-    missing = np.flatnonzero(~there)
+    rows = list(table.itertuples(index=False))
     with ThreadPoolExecutor(4) as pool:
-        fetched = pool.map(fetch, [rows[index] for index in missing])
-        there[missing] = list(progress(fetched, pictures.name, len(missing)))
+        there = np.array(list(progress(pool.map(fetch, rows), pictures.name, len(rows))), bool)
     if failures:
         print(
             f"{np.sum(~there)} of {len(rows)} {pictures.name} are missing: {failures[0]}. "
@@ -310,9 +283,7 @@ def list_files(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
-def list_images(
-    folder: Path, train_batches: DirectoryIterator, valid_batches: DirectoryIterator, test_batches: DirectoryIterator
-) -> pd.DataFrame:
+def list_images(folder: Path, train_batches: Sequence, valid_batches: Sequence, test_batches: Sequence) -> pd.DataFrame:
     """List the images of three generators (flow_from_directory), a row each, and say what is odd about them.
 
     folder: where the originals lie. Columns: file (the original, relative to `folder`), small (its shrunken copy, with
@@ -321,7 +292,7 @@ def list_images(
     SetupError where a class has no image.
     """
 
-    def rows_of(split: str, batches: DirectoryIterator) -> list[tuple]:
+    def rows_of(split: str, batches: Sequence) -> list[tuple]:
         class_names = list(batches.class_indices)
         if set(batches.classes) != set(range(len(class_names))):
             raise SetupError(
@@ -343,17 +314,12 @@ def list_images(
 
 def report_equal(folder: Path, table: pd.DataFrame) -> None:
     """Print how many files have the same bytes as one in another split or class, with an example."""
-    try:
-        sizes = [(folder / file).stat().st_size for file in table["file"]]
-    except OSError as error:
-        raise SetupError(f"{error.filename} cannot be read: {error.strerror}.") from None
-    alike = table[pd.Series(sizes).duplicated(keep=False).to_numpy()]
-    blobs = [git_blob(folder / file) for file in alike["file"]]
-    mixed = [rows for _, rows in alike.groupby(blobs) if rows["split"].nunique() > 1 or rows["class"].nunique() > 1]
-    if mixed:
-        first, second = mixed[0].drop_duplicates(["split", "class"])["file"][:2]
+    blobs = [git_blob(folder / file) for file in table["file"]]
+    alike = [rows for _, rows in table.groupby(blobs) if len(rows[["split", "class"]].drop_duplicates()) > 1]
+    if alike:
+        first, second = alike[0].drop_duplicates(["split", "class"])["file"][:2]
         print(
-            f"{sum(map(len, mixed))} files are equal, byte for byte, to one in another split or class, such as "
+            f"{sum(map(len, alike))} files are equal, byte for byte, to one in another split or class, such as "
             f"{first} and {second}. Keep one of each, or results mean little."
         )
 
@@ -378,7 +344,6 @@ def patients_of(folder: Path, files: Sequence[str]) -> list[str]:
     except (KeyError, ValueError, AttributeError):
         raise SetupError(f"{listing} needs the columns file and patient, in UTF-8, separated by commas.") from None
 
-    starts = [normalized(str(place)) + "/" for place in (folder.resolve(), folder.absolute(), folder)]
     places: dict[str, list[int]] = {}
     for index, file in enumerate(files):
         places.setdefault(normalized(file), []).append(index)
@@ -386,7 +351,8 @@ def patients_of(folder: Path, files: Sequence[str]) -> list[str]:
     told, strangers = {}, []
     for file, patient in rows:
         key = normalized(file)
-        key = next((key.removeprefix(start) for start in starts if key.startswith(start)), key)
+        for place in (folder.resolve(), folder.absolute(), folder):
+            key = key.removeprefix(f"{normalized(str(place))}/")
         found = places.get(key, [])
         if len(found) > 1:
             raise SetupError(f"{listing}: {file} is the name of {len(found)} files. Name each as train/CLASS/FILE.")

@@ -80,7 +80,7 @@ def copy_project(folder, code="", linked=()):
     """
     archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
     tarfile.open(fileobj=io.BytesIO(archive)).extractall(folder, filter="data")
-    for name in ("controls.zip", "nih_no_finding.zip", *linked):
+    for name in ("controls", "nih_no_finding", *linked):
         if (ROOT / "data" / name).exists():
             (folder / "data" / name).symlink_to(ROOT / "data" / name)
     for name in LESSONS.values():

@@ -452,8 +452,8 @@ def main() -> None:
             return pieces[name]
 
         results[part] = PARTS[part](once)
-        files, weights = binary_lesson()["files"], xray.name_weights(binary_lesson()["conv_base"])
-        results["about"] = {"dataset": files["dataset"], "weights": weights, "keras": keras.__version__}
+        run = binary_lesson()["run"].results
+        results["about"] = {"dataset": run["dataset"], "weights": run["weights"], "keras": keras.__version__}
         del results["unfinished"][part]
         save()
         print(f"{part} is saved in {path}", flush=True)
