@@ -144,7 +144,8 @@ def draw_phantoms(folder: Path) -> None:
     if not holds_images(folder / "all"):
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".phantoms-") as scratch:
             phantoms.write_tree(Path(scratch) / "phantoms")
-            os.replace(Path(scratch) / "phantoms", folder)
+            if not holds_images(folder / "all"):  # another run may have been quicker
+                os.replace(Path(scratch) / "phantoms", folder)
 
 
 def prepare_images() -> tuple[list[Path], str]:

@@ -219,7 +219,7 @@ def train_head(
         view = views[epoch % len(views)]
         rows = np.random.default_rng([seed, epoch]).permutation(train)
         held_out = None if validation is None else batches(view, validation)
-        result = head.fit(batches(view, rows), validation_data=held_out, verbose=0)
+        result = head.fit(batches(view, rows), validation_data=held_out, shuffle=False, verbose=0)
         history.append(pd.DataFrame(result.history, index=[epoch + 1]))
     return head, pd.concat(history)
 

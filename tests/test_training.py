@@ -22,6 +22,7 @@ from tensorflow.keras.preprocessing.image import ImageDataGenerator
 SIZE = 32  # pixels a side
 FOUR = list(xray_data.LABELS)
 ARTICLE = xray_data.ARTICLE
+SPLITS = ("train", "validation")
 FLAGS = dict.fromkeys(["featurewise_center", "featurewise_std_normalization", "zca_whitening"], True)
 AUGMENTATION = {  # the article's, from its published notebooks
     "rescale": 1 / 255, "rotation_range": 50, "width_shift_range": 0.2, "height_shift_range": 0.2,
@@ -157,38 +158,26 @@ def test_part_1_is_the_articles_training(base, binary, lossless):
     assert np.ptp(ours["val_loss"]) > 1e-3  # each epoch validates on views of its own
 
 
-def test_multis_fit_on_features_is_the_whole_models(base, multi, tree, tmp_path, monkeypatch):
-    """Multi's own cells, on features kept, have the history of base and head in one model on the article's views.
-
-    All images are in one batch, so that their order within an epoch does not count.
-    """
-    starts, real = {}, keras.Model.fit
-
-    def noted(model, *arguments, **named):
-        starts.setdefault(model.output_shape[-1], [weights.copy() for weights in model.get_weights()])
-        return real(model, *arguments, **named)
-
-    monkeypatch.setattr(keras.Model, "fit", noted)
-    settings = {"BATCH_SIZE": 99, "NUM_EPOCHS": 5, "VIEWS_PER_IMAGE": 3, "VGG16": lambda **_: base}
-    ours = run_lesson(MULTI, tree, tmp_path, "fit", **settings)["histories"]["four", "article"]
+def test_multis_fit_is_train_head(base, multi, tree, tmp_path):
+    """Multi's own cells have the history of xray.train_head on the article's views."""
     theirs = batches_of(ImageDataGenerator(**AUGMENTATION), multi, batch_size=99)
     for view in multi["views"]:
         np.testing.assert_allclose(view, theirs[0], atol=1e-6)
-    head = build_head(base.output_shape[1:], 4)
-    head.set_weights(starts[4])
-    train, validation = (np.flatnonzero(multi["table"]["split"] == split) for split in ("train", "validation"))
-    labels = multi["table"]["label"].to_numpy()
-    whole = fit_by_epoch(keras.Sequential([base, head]), multi["views"], labels, validation, [train] * 5, 1e-4, 99)
-    assert_one_history(ours, whole, images=4)
+    settings = {"BATCH_SIZE": 3, "NUM_EPOCHS": 5, "VIEWS_PER_IMAGE": 3, "VGG16": lambda **_: base}
+    lesson = run_lesson(MULTI, tree, tmp_path, "fit", **settings)
+    ours, rows = lesson["histories"]["four", "article"], [lesson["select"](split, "four") for split in SPLITS]
+    numbers = {"learning_rate": 1e-4, "epochs": 5, "batch_size": 3, "seed": 42}
+    build = functools.partial(lesson["build_head"], 4)
+    assert_one_history(ours, xray.train_head(build, lesson["views"], lesson["labels"], *rows, **numbers)[1], images=4)
     assert np.ptp(ours["val_loss"]) > 1e-3
 
 
 @pytest.mark.parametrize("units", [1, 4])
 def test_train_head_is_the_whole_models(base, multi, tmp_path, units):
-    """So has xray.train_head, in batches of three, the last one short."""
+    """And that is the history of base and head in one model, in batches of three, the last one short."""
     table, images = multi["table"], multi["views"]
     views = xray.extract_features(base, batches_of(ImageDataGenerator(**AUGMENTATION), multi, 99), tmp_path, 3)
-    train, validation = (np.flatnonzero(table["split"] == split) for split in ("train", "validation"))
+    train, validation = (np.flatnonzero(table["split"] == split) for split in SPLITS)
     labels = table["label"].to_numpy() % max(units, 2)
     build = functools.partial(build_head, base.output_shape[1:], units)
     numbers = {"learning_rate": 1e-3, "epochs": 5, "batch_size": 3, "seed": 7}
