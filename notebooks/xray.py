@@ -1,6 +1,6 @@
-"""The toolbox of both lessons: what they use and you need not read first.
+"""The toolbox of both lessons. You can read it later.
 
-The sections stand in the order of a lesson: weights, the record of a run, features, heads, statistics, figures.
+Its sections follow the order of a lesson: weights, the record of a run, features, heads, statistics, figures.
 Functions take what they need as arguments.
 """
 
@@ -33,7 +33,7 @@ import pandas as pd
 import tensorflow as tf
 from IPython.display import HTML, Markdown, display
 from scipy.stats import beta
-from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, roc_auc_score
+from sklearn.metrics import confusion_matrix, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from tensorflow.keras.preprocessing.image import ImageDataGenerator
 from xray_data import SetupError, atomic_write, label_of, progress
@@ -83,7 +83,7 @@ class Run:
         for parent in parents:
             place = place.setdefault(parent, {})
         place[last] = value
-        text = json.dumps(self.results, indent=1, default=as_plain)
+        text = json.dumps(self.results, indent=1, default=lambda value: value.tolist())  # NumPy's numbers and arrays
         atomic_write(self.output / f"{self.name}.json", lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
     def show(self, figure: plt.Figure, name: str, alt: str) -> None:
@@ -111,11 +111,6 @@ class Run:
         display(Markdown("\n".join(f"- {line}" for line in lines)))
 
 
-def as_plain(value: object) -> object:
-    """Return NumPy's numbers and arrays as Python's, for JSON."""
-    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)
-
-
 # ---------------------------------------------------------------------------------------- features
 
 
@@ -126,32 +121,29 @@ def extract_features(conv_base: keras.Model, batches: keras.utils.PyDataset, out
     each image every time. Returns one array a view, float32 (n, 4, 4, 512) for VGG16 at 150 pixels.
 
     Each view is a file in `output`/features, named by a hash of all that made it: the images, the generator, the
-    seed, the weights. So the same call gives the same features, and a second run computes nothing.
+    seed, the weights. So the same call gives the same features, and a second run does not run VGG16 again.
     """
     kept = output / "features"
     call = hash_of_call(conv_base, batches)
     paths = [kept / f"{call}_{view}.npy" for view in range(views)]
-    missing = [view for view in range(views) if not paths[view].exists()]
-    for view, index in progress([(view, index) for view in missing for index in range(len(batches))], "VGG16, batches"):
-        if index == 0:
+    for view, path in enumerate(paths):
+        if not path.exists():
             batches.total_batches_seen = view * len(batches)  # batch i of view v has the seed SEED + v * batches + i
-            parts = []
-        parts.append(conv_base.predict_on_batch(batches[index]))
-        if index == len(batches) - 1:
-            features = np.concatenate(parts)
-            atomic_write(paths[view], lambda scratch, features=features: np.save(scratch, features))
+            steps = progress(range(len(batches)), f"VGG16, view {view + 1} of {views}")
+            features = np.concatenate([conv_base.predict_on_batch(batches[index]) for index in steps])
+            atomic_write(path, functools.partial(np.save, arr=features.astype(np.float32)))
     return [np.load(path, mmap_mode="r") for path in paths]
 
 
 def hash_of_call(conv_base: keras.Model, batches: keras.utils.PyDataset) -> str:
-    """Return a hash of all that the features of `batches` depend on: the first view's pixels, settings, the base.
+    """Return a hash of what features depend on: the first view's pixels, the generator's settings, the seed, the base.
 
-    A preprocessing function is known by what it makes of the pixels.
+    A preprocessing function is known by the pixels that it returns.
     """
     settings = vars(batches.image_data_generator) | {"preprocessing_function": None}
     batches.total_batches_seen = 0
     pixels = [joblib.hash(batches[index]) for index in range(len(batches))]
-    layers = [(type(layer).__name__, layer.output.shape) for layer in conv_base.layers]
+    layers = [(type(layer).__name__, layer.output.shape, layer.compute_dtype) for layer in conv_base.layers]
     versions = [tf.__version__, keras.__version__, np.__version__]
     return joblib.hash([settings, batches.seed, pixels, layers, conv_base.get_weights(), versions])
 
@@ -248,9 +240,8 @@ def share_interval(hits: np.ndarray, patients: Sequence[str]) -> list[float]:
         return [0.0, 1.0]
     n = sizes.sum() ** 2 / (sizes**2).sum()
     correct = float(np.mean(hits)) * n  # need not be whole
-    low = beta.ppf(0.025, correct, n - correct + 1) if correct > 0 else 0.0
-    high = beta.ppf(0.975, correct + 1, n - correct) if correct < n else 1.0
-    return [float(low), float(high)]
+    ends = beta.ppf([0.025, 0.975], [correct, correct + 1], [n - correct + 1, n - correct])
+    return np.where(np.isnan(ends), [0.0, 1.0], ends).tolist()  # 0 if none is right, 1 if all are
 
 
 def bootstrap_interval(
@@ -343,22 +334,19 @@ def score_controls(head: keras.Model, features: np.ndarray, controls: pd.DataFra
     patients, predicted_covid of each group), and with_right_answer (n, patients, correct, interval).
     """
     predicted = np.array(class_names)[predict_probabilities(head, features).argmax(axis=1)]
-    patients, covid = controls["patient"].to_numpy(), predicted == "covid"
-    scored = {"n": len(controls), "patients": len(set(patients)), "predicted_covid": int(covid.sum())}
-    scored["ci95"] = share_interval(covid, patients)
-    scored["by_finding"] = {}
-    for group, rows in sorted(controls.groupby("group").indices.items()):
-        counts = {"n": len(rows), "patients": len(set(patients[rows]))}
-        scored["by_finding"][group] = counts | {"predicted_covid": int(covid[rows].sum())}
-    known = controls["answer"].isin(class_names).to_numpy()
-    right = (predicted == controls["answer"].to_numpy())[known]
-    scored["with_right_answer"] = {
-        "n": len(right),
-        "patients": len(set(patients[known])),
-        "correct": int(right.sum()),
-        "ci95": share_interval(right, patients[known]),
+    table = controls.assign(covid=predicted == "covid", right=predicted == controls["answer"])
+
+    def count(rows: pd.DataFrame) -> dict:
+        return {"n": len(rows), "patients": rows["patient"].nunique(), "predicted_covid": int(rows["covid"].sum())}
+
+    known = table[table["answer"].isin(class_names)]
+    right = {"n": len(known), "patients": known["patient"].nunique(), "correct": int(known["right"].sum())}
+    return {
+        **count(table),
+        "ci95": share_interval(table["covid"], table["patient"]),
+        "by_finding": {group: count(rows) for group, rows in table.groupby("group")},
+        "with_right_answer": {**right, "ci95": share_interval(known["right"], known["patient"])},
     }
-    return scored
 
 
 # ------------------------------------------------------------------------------------------ figures
@@ -371,10 +359,7 @@ STYLE = {
     "axes.titlesize": 10,
     "axes.labelsize": 9,
     "figure.constrained_layout.use": True,
-    "figure.dpi": 100,
-    "figure.titlesize": 10,
     "font.size": 9,
-    "image.cmap": "gray",
     "savefig.dpi": 150,
     "text.parse_math": False,  # a file's name may hold a $
 }
@@ -392,35 +377,21 @@ def plot_images(images: Sequence[np.ndarray], titles: Sequence[str]) -> plt.Figu
     return figure
 
 
-def plot_confusions(scores: dict[str, dict], class_names: Sequence[str]) -> plt.Figure:
-    """Draw the confusion matrices of scores side by side: true class down, predicted class across."""
-    names = [label_of(name).replace(" ", "\n") for name in class_names]
-    side = min(WIDTH / len(scores), 0.9 * len(names) + 1)
-    figure, axes = plt.subplots(1, len(scores), figsize=(side * len(scores), side), squeeze=False)
-    for axis, (title, scored) in zip(axes.flat, scores.items()):
-        matrix = ConfusionMatrixDisplay(np.array(scored["confusion"]), display_labels=names)
-        matrix.plot(ax=axis, cmap="Blues", colorbar=False)
-        title = f"{title}: {scored['correct']} of {scored['n']}"
-        axis.set(title=title, xlabel="Predicted class", ylabel="True class")
-        axis.spines[:].set_visible(True)
-    return figure
-
-
 def hires_cam(conv_base: keras.Model, head: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """HiResCAM (Draelos and Carin, arXiv:2011.08891): what each place adds to the score of a class.
 
     images: float (n, size, size, 3), 0 to 1; classes: int (n,). Returns float (n, h, w), h and w of VGG16's last
     convolution: gradient times activation, summed over channels. Grad-CAM averages the gradient over positions first,
     which fits a head with global pooling; this head is Flatten + Dense and weights each position separately.
-    The score is the input to the sigmoid, or its negative for class 0.
+    `head` must end in one sigmoid. The score is that sigmoid's input, or its negative for class 0.
     """
-    index = conv_base.layers.index(conv_base.get_layer("block5_conv3"))
-    maps = keras.Model(conv_base.input, conv_base.layers[index].output)(tf.constant(images, tf.float32))
+    *_, convolution, pool = conv_base.layers
     *hidden, last = head.layers
+    maps = keras.Model(conv_base.input, convolution.output)(tf.constant(images, tf.float32))
     with tf.GradientTape() as tape:
         tape.watch(maps)
         x = maps
-        for layer in [*conv_base.layers[index + 1 :], *hidden]:
+        for layer in [pool, *hidden]:
             x = layer(x)
         logits = (x @ last.kernel + last.bias)[:, 0]
         total = tf.reduce_sum(tf.where(np.equal(classes, 1), logits, -logits))
@@ -452,25 +423,10 @@ def plot_heat_maps(images: np.ndarray, rows: Mapping[str, np.ndarray], titles: S
     return figure
 
 
-def plot_counts(counts: Mapping[str, Mapping], title: str, label: str) -> plt.Figure:
-    """Draw predicted_covid of n as bars, one a group: in orange on gray, the count at the bar's end."""
-    figure, axis = plt.subplots(figsize=(WIDTH, 1.0 + 0.36 * len(counts)))
-    for name, row in reversed(counts.items()):
-        k, n = row["predicted_covid"], row["n"]
-        axis.barh(name, n, color="#DDDDDD")
-        axis.barh(name, k, color=ORANGE)
-        text = f"{k} of {n} X-rays ({row['patients']} patients)"
-        axis.annotate(text, (n, name), xytext=(5, 0), textcoords="offset points", va="center")
-    axis.set(title=title, xlabel=label)
-    axis.margins(x=0.25)
-    axis.set_xlim(left=0)
-    return figure
-
-
 def plot_scores(scores: Mapping[str, Mapping], title: str) -> plt.Figure:
     """Draw accuracies with their intervals, one row a name, beside the share of the larger class.
 
-    Scores with an area under the ROC curve have it written beside them.
+    Where a score has an area under the ROC curve, it stands beside it.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.56 * len(scores)))
     for place, scored in enumerate(reversed(scores.values())):

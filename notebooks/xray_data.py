@@ -1,7 +1,7 @@
 """The images of the two lessons: which files they are, who is on them, and controls to compare them with.
 
-An image is the article's if its bytes are: data/manifest.csv has the git blob of each. Names of files
-and folders decide nothing.
+An image is the article's if it has the article's name and the article's bytes: data/manifest.csv has the git blob of
+each. A name alone decides nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HERE = Path(__file__).resolve().parent
 ARTICLE_NAME = "Covid_Data_GradientCrescent"  # of its data set
 RAW_URL = "https://raw.githubusercontent.com"
 TIMEOUT = 60  # seconds that a server may be silent
-MOST_FAILURES = 8  # after so many failed downloads of controls, no other is tried
+MOST_FAILURES = 8  # after so many failed downloads of controls, the rest are not tried
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")  # what the lessons read
 
 LABELS = {
@@ -71,11 +71,6 @@ CONTROLS = {
     "controls": MANIFEST[MANIFEST["split"] == "control"],
     "nih_no_finding": MANIFEST[MANIFEST["split"] == "no_finding"],
 }
-
-
-def data_home() -> Path:
-    """Return where data lie: ../data in a clone, whose notebooks run in their own folder, else data."""
-    return Path("../data") if Path("../data/manifest.csv").exists() else Path("data")
 
 
 def progress(steps: Iterable, what: str, total: int | None = None) -> Iterator:
@@ -114,7 +109,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def is_nearly_black(image: np.ndarray) -> bool:
-    """Tell whether all but 1% of an 8-bit image, which may be a marker, are below 64."""
+    """Tell whether 99% of an 8-bit image is below 64: the rest may be a marker."""
     small = cv2.resize(image, (150, 150), interpolation=cv2.INTER_NEAREST_EXACT)
     return bool(np.quantile(small, 0.99) < 64)
 
@@ -140,7 +135,7 @@ def atomic_write(target: Path, write: Callable[[Path], object]) -> None:
         write(scratch)
         os.replace(scratch, target)
     except OSError as error:
-        raise SetupError(f"{target} cannot be written: {reason_of(error)}. Mend that, and run again.") from error
+        raise SetupError(f"{target} cannot be written: {error.strerror}. Fix that, and run again.") from error
     finally:
         for leftover in target.parent.glob(f"{glob.escape(scratch.name)}*"):
             leftover.unlink(missing_ok=True)
@@ -174,7 +169,7 @@ def check_files(folder: Path, files: Sequence[str]) -> dict[str, str | int]:
         example = next(file for file in files if not found[file])
         sentence = (
             f"{n} files with the article's names, {other} of them other files, such as {example}. "
-            "So these are not the article's images, and the numbers below are not to be compared with its numbers."
+            "So these are not the article's images. Do not compare the numbers below with the article's."
         )
     else:
         sentence = f"These are {n} images of your own."
@@ -187,7 +182,7 @@ def check_files(folder: Path, files: Sequence[str]) -> dict[str, str | int]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return in a few words why a download or a file failed; libraries are not quoted where it can be said."""
+    """Return in a few words why a download or a file failed: in our own words for common errors."""
     while error.__cause__ and not isinstance(error, requests.RequestException):  # gdown wraps what went wrong
         error = error.__cause__
     if isinstance(error, requests.HTTPError):
@@ -208,7 +203,7 @@ def reason_of(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
 
 
-def find_controls(kind: str, folder: Path, dataset: str, home: Path | None = None) -> pd.DataFrame:
+def find_controls(kind: str, folder: Path, dataset: str, home: Path) -> pd.DataFrame:
     """Return X-rays of patients without COVID-19, a row each.
 
     kind: "controls", other diseases in the COVID-19 images' own collection, or "nih_no_finding", adults
@@ -217,9 +212,9 @@ def find_controls(kind: str, folder: Path, dataset: str, home: Path | None = Non
     patient, and what else the list knows (age, sex, view).
 
     The article's data set has them in `home`/`kind`, fetched from GitHub, each checked by its blob. Phantoms bring
-    their own. The table is empty for your own images. A printed message says how many cannot be had.
+    their own. The table is empty for your own images. Prints how many are missing.
     """
-    table, pictures = CONTROLS[kind].rename(columns={"class": "group"}), (home or data_home()) / kind
+    table, pictures = CONTROLS[kind].rename(columns={"class": "group"}), home / kind
     if dataset == "phantoms":
         pictures = folder.resolve().parent / kind
         listing = pictures / f"{kind}.csv"
@@ -236,16 +231,13 @@ def find_controls(kind: str, folder: Path, dataset: str, home: Path | None = Non
 
 
 def fetch_controls(table: pd.DataFrame, pictures: Path) -> np.ndarray:
-    """Fetch the images of `table` into the folder `pictures`, four at a time; returns bool (n,): who is there.
+    """Fetch the images of `table` into the folder `pictures`, four at a time; returns bool (n,): which are there.
 
-    Those that are there and right stay. Each new one is written only if its blob is right. Prints why some are missing.
+    Files that are already right stay. A new one is written only if its blob is right. Prints why some are missing.
     """
     failures = []
 
     def fetch(row: tuple) -> bool:
-        path = pictures / row.filename
-        if path.is_file() and is_listed(path, row.git_blob, row.pixels):
-            return True
         url = f"{RAW_URL}/{row.repository}/{row.commit}/{quote(row.path)}"
 
         def write(scratch: Path) -> None:
@@ -257,15 +249,21 @@ def fetch_controls(table: pd.DataFrame, pictures: Path) -> np.ndarray:
 
         try:
             if len(failures) < MOST_FAILURES:
-                atomic_write(path, write)
+                atomic_write(pictures / row.filename, write)
                 return True
         except Exception as error:
             failures.append(f"{url} ({reason_of(error)})")
         return False
 
+    def is_right(row: tuple) -> bool:
+        path = pictures / row.filename
+        return path.is_file() and bool(is_listed(path, row.git_blob, row.pixels))
+
     rows = list(table.itertuples(index=False))
+    there = np.array([is_right(row) for row in rows], bool)
+    missing = [row for row, is_there in zip(rows, there) if not is_there]
     with ThreadPoolExecutor(4) as pool:
-        there = np.array(list(progress(pool.map(fetch, rows), pictures.name, len(rows))), bool)
+        there[~there] = list(progress(pool.map(fetch, missing), pictures.name, len(missing)))
     if failures:
         print(
             f"{np.sum(~there)} of {len(rows)} {pictures.name} are missing: {failures[0]}. "
@@ -314,12 +312,14 @@ def list_images(folder: Path, train_batches: Sequence, valid_batches: Sequence, 
 
 def report_equal(folder: Path, table: pd.DataFrame) -> None:
     """Print how many files have the same bytes as one in another split or class, with an example."""
-    blobs = [git_blob(folder / file) for file in table["file"]]
-    alike = [rows for _, rows in table.groupby(blobs) if len(rows[["split", "class"]].drop_duplicates()) > 1]
-    if alike:
-        first, second = alike[0].drop_duplicates(["split", "class"])["file"][:2]
+    sizes = pd.Series([(folder / file).stat().st_size for file in table["file"]])
+    alike = table[sizes.duplicated(keep=False).to_numpy()]
+    blobs = [git_blob(folder / file) for file in alike["file"]]
+    mixed = [rows for _, rows in alike.groupby(blobs) if len(rows[["split", "class"]].drop_duplicates()) > 1]
+    if mixed:
+        first, second = mixed[0].drop_duplicates(["split", "class"])["file"][:2]
         print(
-            f"{sum(map(len, alike))} files are equal, byte for byte, to one in another split or class, such as "
+            f"{sum(map(len, mixed))} files are equal, byte for byte, to one in another split or class, such as "
             f"{first} and {second}. Keep one of each, or results mean little."
         )
 
@@ -344,6 +344,7 @@ def patients_of(folder: Path, files: Sequence[str]) -> list[str]:
     except (KeyError, ValueError, AttributeError):
         raise SetupError(f"{listing} needs the columns file and patient, in UTF-8, separated by commas.") from None
 
+    starts = [f"{normalized(str(place))}/" for place in (folder.resolve(), folder.absolute(), folder)]
     places: dict[str, list[int]] = {}
     for index, file in enumerate(files):
         places.setdefault(normalized(file), []).append(index)
@@ -351,8 +352,8 @@ def patients_of(folder: Path, files: Sequence[str]) -> list[str]:
     told, strangers = {}, []
     for file, patient in rows:
         key = normalized(file)
-        for place in (folder.resolve(), folder.absolute(), folder):
-            key = key.removeprefix(f"{normalized(str(place))}/")
+        for start in starts:
+            key = key.removeprefix(start)
         found = places.get(key, [])
         if len(found) > 1:
             raise SetupError(f"{listing}: {file} is the name of {len(found)} files. Name each as train/CLASS/FILE.")
@@ -375,12 +376,3 @@ def patients_of(folder: Path, files: Sequence[str]) -> list[str]:
 def normalized(name: str) -> str:
     """Return a file's name in one form: slashes, no ./ and no blanks around it, Unicode composed, case as it is."""
     return posixpath.normpath(unicodedata.normalize("NFC", name.strip()).replace("\\", "/"))
-
-
-def count_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Count the images of each class and split and, in parentheses, the patients they show."""
-    counts = table.groupby(["class", "split"], sort=False)["patient"].agg(["size", "nunique"])
-    text = counts["size"].astype(str) + " (" + counts["nunique"].astype(str) + ")"
-    text = text.unstack(fill_value="0 (0)").reindex(columns=["train", "validation", "test"], fill_value="0 (0)")
-    text = text.rename(index=label_of, columns=lambda split: f"{split}: images (patients)")
-    return text.rename_axis(index=None, columns=None)

@@ -407,7 +407,7 @@ def test_phantoms_only_after_every_source_failed(run, home, zips, server, listed
 
 MINE = {
     "setting": "COVID_XRAY_DATA is .*typo.*, which holds neither",
-    "damaged": rf"{ZIP} is damaged .*\. Mend that or move it away",
+    "damaged": rf"{ZIP} is damaged .*\. Fix that or move it away",
     "image": r"zz_bad\.png is no image, or nearly black",
 }
 

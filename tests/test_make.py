@@ -105,7 +105,7 @@ def test_a_failing_cell(ready):
 def test_what_clean_removes(ready):
     """Results, environments, and what interrupted downloads left go; images and weights stay."""
     kept = ["Covid.zip", "all/x.jpeg", "controls/x.jpg", "phantoms/x.jpeg", "weights/vgg16.weights.h5", "manifest.csv"]
-    gone = ["unpacked/x", "Covid.part", ".12-34-Covid.zip", "controls/.12-x.jpg", "weights/.12.weights.h5"]
+    gone = ["unpacked_two/x", "Covid.part", ".12-34-Covid.zip", "controls/.12-x.jpg", "weights/.12.weights.h5"]
     paths = {name: ready / "data" / name for name in kept + gone}
     paths |= {name: ready / name for name in ("output/features/x", ".venv-colab/x", ".venv/installed")}
     for path in paths.values():

@@ -252,7 +252,7 @@ def passes(options):
 
 
 def first(options):
-    """Save the seconds of `make run` in a fresh clone; zips and weights that data/ has are not downloaded again.
+    """Save the seconds of `make run` in a fresh clone; the zip, controls, and weights that data/ has are linked.
 
     What it leaves in its output stays in output/bench.
     """

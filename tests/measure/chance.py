@@ -286,7 +286,9 @@ def fit_batches() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             lesson["model"].compile(run_eagerly=True)
 
     epochs = binary_lesson()["NUM_EPOCHS"]
-    path = LEFT / f"fit_{xray.hash_of_call(conv_base, binary_lesson()['train_batches'])}_{epochs}.npz"
+    known = [binary_lesson()[name] for name in ("small_images", "SEED", "BATCH_SIZE")]
+    known += [vars(binary_lesson()["train_datagen"]), conv_base.get_weights(), epochs]
+    path = LEFT / f"fit_{joblib.hash(known)}.npz"
     if not path.exists():
         print(f"VGG16, {epochs} epochs", flush=True)
         with contextlib.redirect_stdout(io.StringIO()):
@@ -437,7 +439,7 @@ def main() -> None:
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def save() -> None:
-        text = json.dumps(results, indent=1, default=xray.as_plain) + "\n"
+        text = json.dumps(results, indent=1, default=lambda value: value.tolist()) + "\n"
         xray_data.atomic_write(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
     for part in options.parts or [part for part in PARTS if part not in results]:
