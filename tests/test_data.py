@@ -18,7 +18,7 @@ import prepare
 import pytest
 import xray
 import xray_data
-from conftest import BINARY, MULTI, ROOT, SHARED, ZIP
+from conftest import BINARY, MULTI, ROOT, ZIP
 from lessons import run_lesson
 from xray_data import ARTICLE, ARTICLE_NAME, SetupError
 
@@ -29,11 +29,6 @@ KINDS = list(xray_data.CONTROLS)
 def files_in(folder):
     """The names of everything in `folder`, hidden ones included."""
     return sorted(path.name for path in folder.iterdir())
-
-
-def check(folder):
-    """What check_files says of the images in `folder`."""
-    return xray_data.check_files(folder, xray_data.list_files(folder))
 
 
 def picture(number):
@@ -117,17 +112,6 @@ def test_who_is_a_control():
     assert not set(controls["patient"]) & set(ARTICLE["patient"])
 
 
-@pytest.mark.skipif(not (SHARED / "data" / "article_all.zip").exists(), reason="the article's images are not here")
-def test_the_articles_own_files(tmp_path):
-    """The copy beside the project: 305 files with the article's bytes and one with its pixels; 163 controls."""
-    for name in ("article_all", *KINDS):
-        zipfile.ZipFile(SHARED / "data" / f"{name}.zip").extractall(tmp_path)
-    found = check(tmp_path / "all")
-    assert (found["dataset"], found["article"], found["same_pixels"]) == (ARTICLE_NAME, 305, 1)
-    counts = [len(xray_data.find_controls(kind, tmp_path / "all", ARTICLE_NAME, tmp_path)) for kind in KINDS]
-    assert counts == [83, 80]
-
-
 # --- content decides
 
 
@@ -153,7 +137,7 @@ def test_content_decides(case, article):
     contents = change([path.read_bytes() for path in paths])
     for path, content in zip(paths, contents):
         path.write_bytes(content)
-    found = check(article / "two")
+    found = xray_data.check_files(article / "two", xray_data.list_files(article / "two"))
     assert (found["article"], found["same_pixels"], found["other"]) == counts
     assert found["dataset"] == (ARTICLE_NAME if case in ("the article", "its pixels") else "own_two")
     assert re.search(sentence.format(others=counts[2]), found["sentence"])

@@ -117,6 +117,7 @@ def test_multi(clone):
     """Multi with few views and epochs: what it finds points the same way. The ranges are those of such runs."""
     results = run(clone, MULTI, VIEWS_PER_IMAGE=2, NUM_EPOCHS=20, FINE_TUNE_EPOCHS=2)
     trust, cases = results["trust"], results["cases"]
+    assert results["files"] == {"article": 305, "same_pixels": 1, "other": 0}
     for case, n in (("three", 27), ("four", 36)):
         for kind, accuracy in TEST.items():
             scored = cases[f"{case}{kind}"]["test"]
