@@ -162,18 +162,13 @@ def patients_alone(classes):
     return rng.permutation(np.arange(40) % classes)[patient], np.array([f"p{number}" for number in patient]), patient
 
 
-def rate_of(model):
-    """The learning rate of a compiled model."""
-    return float(model.optimizer.learning_rate.numpy())
-
-
 # ------------------------------------------------------------------------------------------ the checks
 
 
 def binary_frozen_base(lesson):
     """Only the head trains, at the rate of the settings."""
     model = lesson.again("model", "compile")["model"]
-    assert len(model.trainable_weights) == 4 and rate_of(model) == pytest.approx(RATE)
+    assert len(model.trainable_weights) == 4 and model.optimizer.learning_rate.numpy() == pytest.approx(RATE)
 
 
 def binary_test_set(lesson):
@@ -197,7 +192,7 @@ def binary_training_rows(lesson):
     features = lesson.telling(range(len(labels)))
     head = lesson.again("head", "head-fit", features=features, NUM_EPOCHS=30)["head"]
     assert_knows_training_rows(head, features, labels, split == "train", np.full(len(labels), True))
-    assert rate_of(head) == pytest.approx(RATE)
+    assert head.optimizer.learning_rate.numpy() == pytest.approx(RATE)
 
 
 def assert_knows_training_rows(head, features, labels, train, counted):
@@ -253,16 +248,15 @@ def multi_training(lesson):
     given = {"views": [views] * 2, "plain_features": np.zeros_like(views), "CASES": {"three": FOUR[:3]}}
     head = lesson.again("fit", "fit", NUM_EPOCHS=15, **given)["heads"]["three", "article"]
     assert_knows_training_rows(head, views, labels, (split == "train") & (labels < 3), labels < 3)
-    assert rate_of(head) == pytest.approx(RATE)
-
-
-def told(features):
-    """In place of a head: the class that `telling` put into features."""
-    return np.asarray(features)[:, 0, 0, :4] / 3
+    assert head.optimizer.learning_rate.numpy() == pytest.approx(RATE)
 
 
 def multi_test_set(lesson):
     """The test images of each case are scored, and no others, as they are."""
+
+    def told(features):  # in place of a head: the class that `telling` put into them
+        return np.asarray(features)[:, 0, 0, :4] / 3
+
     names = {"article": "", "fine_tuned": "_fine_tuned", "gentle": "_gentle", "none": "_none"}
     heads = {(case, name): told for case in ("three", "four") for name in names}
     records = lesson.records("score-head", "test-augmentations", **opposed(lesson, 1, 0), heads=heads)
@@ -281,7 +275,7 @@ def multi_fine_tuning(lesson):
     for old, kept, new in zip(before, head.get_weights(), tuned.get_weights()):
         np.testing.assert_array_equal(old, kept)
         assert 0 < np.abs(new - old).max() < 0.05
-    assert rate_of(tuned) == pytest.approx(SETTINGS_MULTI["FINE_TUNE_LEARNING_RATE"])
+    assert tuned.optimizer.learning_rate.numpy() == pytest.approx(SETTINGS_MULTI["FINE_TUNE_LEARNING_RATE"])
 
 
 def multi_cross_validation(lesson):
@@ -332,10 +326,6 @@ def all_rows(given):
     return np.arange(len(given["labels"]))
 
 
-def all_train(given):
-    return given["table"].assign(split=given["table"]["split"].replace("test", "train"))
-
-
 def shifted(real):
     return lambda *given: real(*given).assign(answer=lambda table: np.roll(table["answer"], 1))
 
@@ -353,7 +343,8 @@ MISTAKES = [  # what is wrong, the check that fails, the cell before which it ha
     ("folds by image", binary_held_out_patients, "like-for-like",
      toolbox("patient_folds", lambda real: lambda y, patients, seed: real(y, np.arange(len(y)), seed))),
     ("controls are not black", binary_like_for_like, "tasks", SEEN),
-    ("the test set trains", multi_training, "fit", variables(table=all_train)),
+    ("the test set trains", multi_training, "fit",
+     variables(table=lambda given: given["table"].assign(split=given["table"]["split"].replace("test", "train")))),
     ("views for X-rays", multi_test_set, "score-head", AUGMENTED),
     ("the article's rate", multi_fine_tuning, "fine-tuning",
      variables(FINE_TUNE_LEARNING_RATE=lambda given: given["LEARNING_RATE"])),
