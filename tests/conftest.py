@@ -1,6 +1,5 @@
 """What several tests need: a small tree of phantoms, weights, a server on loopback, and a way to run a notebook."""
 
-import contextlib
 import http.server
 import json
 import os
@@ -68,11 +67,18 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.pages, self.asked, self.patience = {}, [], threading.Event()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def put(self, path, body, status=200):
         """Answer `path` so from now on; returns its address. A body of None never answers."""
         self.pages[path] = (status, body)
         return self.url + path
+
+    def server_close(self):
+        """What a `with` ends with."""
+        self.patience.set()
+        self.shutdown()
+        super().server_close()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -95,20 +101,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@contextlib.contextmanager
-def running_server():
-    """A running Server, for a `with`."""
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.patience.set()
-        server.shutdown()
-
-
 @pytest.fixture
 def server():
     """A running Server."""
-    with running_server() as running:
+    with Server() as running:
         yield running
 
 

@@ -83,7 +83,7 @@ def alone(notebook, url, weights, folder):
 @pytest.fixture(scope="module")
 def runs(tree, archive, weights, tmp_path_factory):
     """All of these runs, two at a time: a future by its name, which a test waits for."""
-    with conftest.running_server() as server, ThreadPoolExecutor(2) as pool:
+    with conftest.Server() as server, ThreadPoolExecutor(2) as pool:
         started = {}
         for name, run, *arguments in (
             ("clone", in_a_clone, tree, weights),
