@@ -56,11 +56,9 @@ def ready(clone):
 def make(folder, *arguments, **settings):
     """Run make in `folder`; returns the process, its output as one text, and what the stand-in was called with."""
     ours = ("COVID_", "VGG16_", "PIP_", "PYTHON", "MAKE", "MFLAGS")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | settings
     command = ["make", "-C", str(folder), *arguments]
-    done = subprocess.run(
-        command, env=environment | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     calls = folder / "calls"
     return done, [line.split("|") for line in calls.read_text().splitlines()] if calls.exists() else []
 

@@ -104,19 +104,13 @@ def test_rows_that_match_nothing_are_counted(key, mine, capsys):
     assert f"1 of 2 rows of patients.csv match no image, such as '{key}'." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        (f"{ONE},P", f"{ONE},Q"),
-        ("train\\apples\\traina1.png,P", "traina1.png,Q"),
-        ("same.png,P",),  # two files have this name
-    ],
-)
-def test_contradictions_are_refused(rows, mine):
+@pytest.mark.parametrize("one, other", [(ONE, ONE), ("train\\apples\\traina1.png", "traina1.png"), ("same.png", ONE)])
+def test_contradictions_are_refused(one, other, mine):
+    """An image with two patients, and a row that may mean two images."""
     for number, split in enumerate(("train", "test")):
         write_picture(mine / split / "pears" / "same.png", 50 + number)
     with pytest.raises(SetupError, match=r"patients\.csv: .*(traina1|same)\.png (has two patients|is the name of 2)"):
-        list_patients(mine, *rows)
+        list_patients(mine, f"{one},P", f"{other},Q")
     assert list_patients(mine, f"{ONE},P", f" {ONE}, P")[ONE] == "P"  # said twice is no contradiction
 
 
@@ -130,13 +124,10 @@ def test_a_list_of_patients_that_cannot_be_read(text, mine):
 # --- equal files, and names
 
 
-@pytest.mark.parametrize(
-    "copy, is_told",
-    [("test/apples/copy.png", True), ("train/pears/copy.png", True), ("train/apples/zcopy.png", False)],
-)
-def test_equal_files(copy, is_told, mine, lesson, capsys):
+@pytest.mark.parametrize("place, is_told", [("test/apples", True), ("train/pears", True), ("train/apples", False)])
+def test_equal_files(place, is_told, mine, lesson, capsys):
     """In two splits or two classes they are counted; twice in one place is odd, but nothing leaks."""
-    (mine / copy).write_bytes((mine / ONE).read_bytes())
+    (mine / place / "zcopy.png").write_bytes((mine / ONE).read_bytes())
     lesson(mine)
     told = "2 files are equal, byte for byte, to one in another split or class, such as train/"
     assert (told in capsys.readouterr().out) == is_told

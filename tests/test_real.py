@@ -14,15 +14,10 @@ import pytest
 import xray_data
 from conftest import BINARY, MULTI, ROOT, SHARED, WEIGHTS, ZIP, copy_clone, copy_with, execute, outputs_of
 
-IMAGES = [
-    SHARED / "data" / name for name in ("article_zip.py", "article_all.zip", "controls.zip", "nih_no_finding.zip")
-]
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.skipif(
-        not all(path.exists() for path in [*IMAGES, WEIGHTS]), reason="the article's images are not here"
-    ),
-]
+NAMES = ("article_zip.py", "article_all.zip", "controls.zip", "nih_no_finding.zip")
+IMAGES = [SHARED / "data" / name for name in NAMES]
+ARE_HERE = all(path.exists() for path in [*IMAGES, WEIGHTS])
+pytestmark = [pytest.mark.real, pytest.mark.skipif(not ARE_HERE, reason="the article's images are not here")]
 LEAKED = [f"nejmoa2001191_{figure}.jpeg" for figure in ("f3-PA", "f4", "f5-PA")]
 SWAPPED = {
     "COVID-19 frame, normal center": (54, 10, 54),  # pairs, and the least and the most of them predicted COVID-19
@@ -37,12 +32,8 @@ TASKS = {  # images, patients, the least and the most accuracy, and area under t
     "same_collection_blackout": (152, 94, (0.36, 0.58), (0.35, 0.57)),
 }
 TEST = {"": (0.4, 0.95), "_gentle": (0.5, 1), "_none": (0.5, 0.95), "_fine_tuned": (0.4, 0.95)}  # Multi's accuracies
-CROSS_VALIDATED = {
-    "four": (0.45, 0.75),
-    "four_gentle": (0.6, 0.85),
-    "four_none": (0.7, 0.87),
-    "four_logistic": (0.76, 0.86),
-}
+CROSS_VALIDATED = {"four": (0.45, 0.75), "four_gentle": (0.6, 0.85)}
+CROSS_VALIDATED |= {"four_none": (0.7, 0.87), "four_logistic": (0.76, 0.86)}
 
 
 def within(value, low, high, what):
@@ -54,8 +45,7 @@ def within(value, low, high, what):
 def clone(tmp_path_factory):
     """A copy of the clone with the article's zip and the controls in data/, as a teacher puts them there."""
     clone = copy_clone(tmp_path_factory.mktemp("real") / "clone")
-    command = [sys.executable, str(IMAGES[0]), str(clone / "data" / ZIP)]
-    subprocess.run(command, check=True)
+    subprocess.run([sys.executable, str(IMAGES[0]), str(clone / "data" / ZIP)], check=True)
     for path in IMAGES[2:]:
         shutil.unpack_archive(path, clone / "data")
     return clone
