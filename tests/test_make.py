@@ -166,10 +166,8 @@ def problem(output):
 
 
 SHELLS = {
-    "target": {"PIP_TARGET": "elsewhere"},
-    "prefix": {"PIP_PREFIX": "elsewhere", "PIP_NO_DEPS": "1"},
-    "several": {"PIP_ROOT": "elsewhere", "PIP_USER": "1", "PIP_DRY_RUN": "1", "PIP_PYTHON": "/none"},
-    "refusing": {"PIP_REQUIRE_VIRTUALENV": "1", "PIP_REQUIRE_HASHES": "1", "KERAS_BACKEND": "torch"},
+    "elsewhere": {"PIP_TARGET": "elsewhere", "PIP_PREFIX": "elsewhere", "PIP_ROOT": "elsewhere", "PIP_PYTHON": "/none"},
+    "nowhere": {"PIP_USER": "1", "PIP_DRY_RUN": "1", "PIP_REQUIRE_HASHES": "1", "KERAS_BACKEND": "torch"},
     "python": {"PYTHONPATH": "poison", "PYTHONHOME": "/none", "PYTHONWARNINGS": "error", "PYTHONOPTIMIZE": "2"},
     "pip.conf, target": {"PIP_CONFIG_FILE": "target = elsewhere"},
     "pip.conf, prefix": {"PIP_CONFIG_FILE": "prefix = elsewhere"},
