@@ -6,7 +6,7 @@ import re
 import pytest
 from conftest import BINARY, MULTI, ROOT
 from lessons import cell
-from tables import BENCH, CHANCE, chance_shuffled, load, seconds_of_lessons
+from tables import CHANCE, chance_shuffled, load, seconds_of_lessons
 
 READMES = ["README.md", "notebooks/README.md", "data/README.md", "tests/README.md"]
 TWO, FOUR = load("binary"), load("multi")
@@ -132,13 +132,6 @@ def test_claims_of_multi():
     cross_validated = FOUR["trust"]["grouped_cv"]
     assert cross_validated["four_gentle"]["correct"] < cross_validated["four_none"]["correct"]
     assert min(FOUR["trust"][f"no_finding{recipe}"]["predicted_covid"] for recipe in RECIPES) >= 70
-
-
-def test_the_committed_runs():
-    """They are of the article's images, seed 42, and VGG16's weights; no file holds NaN, which others cannot read."""
-    for run in (TWO, FOUR):
-        assert (run["dataset"], run["weights"], run["seed"]) == ("Covid_Data_GradientCrescent", "imagenet", 42)
-    assert json.dumps([TWO, FOUR, CHANCE, BENCH], allow_nan=False)
 
 
 def test_minutes():
