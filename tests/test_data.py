@@ -94,9 +94,6 @@ def zips(archive, tree, tmp_path_factory):
     return found | {"damaged": found["drive"][:middle] + bytes(4000) + found["drive"][middle + 4000 :]}
 
 
-# --- the record
-
-
 def test_who_is_a_control():
     """Dated or published before COVID-19, no test for it that is positive or unclear, and nobody who has it."""
     assert xray_data.MANIFEST["git_blob"].is_unique
@@ -110,9 +107,6 @@ def test_who_is_a_control():
     assert not controls["pcr"].isin(["Y", "Unclear"]).any()
     assert not controls["finding"].str.contains("COVID").any()
     assert not set(controls["patient"]) & set(ARTICLE["patient"])
-
-
-# --- content decides
 
 
 def compress_again(contents):

@@ -72,9 +72,6 @@ def list_patients(folder, *rows):
     return images_of(folder)
 
 
-# --- who is on an image
-
-
 @pytest.mark.parametrize(
     "key",
     ["./train//apples/traina1.png", "train\\apples\\traina1.png", "{folder}/train/apples/traina1.png", " traina1.png "],
@@ -121,9 +118,6 @@ def test_a_list_of_patients_that_cannot_be_read(text, mine):
         images_of(mine)
 
 
-# --- equal files, and names
-
-
 @pytest.mark.parametrize("place, is_told", [("test/apples", True), ("train/pears", True), ("train/apples", False)])
 def test_equal_files(place, is_told, mine, lesson, capsys):
     """In two splits or two classes they are counted; twice in one place is odd, but nothing leaks."""
@@ -157,9 +151,6 @@ def test_signs_in_names(name, mine, tmp_path, lesson):
         assert len(table) == 20
         assert f"train/apples/{name}.png" in set(table["file"])
         assert set(table["class"]) == {"apples", name}
-
-
-# --- what is read and what is not
 
 
 @pytest.mark.parametrize("ending", [".jpeg", ".JPG", ".jfif", ".bmp", ".webp"])
@@ -197,9 +188,6 @@ def test_folders_and_counts_that_do_not_do(mine, tmp_path, lesson):
     (mine / "test" / "plums").mkdir()
     with pytest.raises(SetupError, match="a class has no image for the split validation. Put five or more"):
         lesson(mine)
-
-
-# --- decoders
 
 
 def tiff(pixels, white_is_zero=False):
@@ -267,9 +255,6 @@ def test_damage_and_other_kinds_of_files(name, mine, tmp_path, shrink):
         shrink(path, tmp_path / "small.png")
 
 
-# --- 16 bits
-
-
 def marked(image):
     """The image with a white marker in its corner, as burned-in letters are."""
     image = image.copy()
@@ -298,9 +283,6 @@ def test_nearly_black_but_for_a_marker(mine, tmp_path, shrink):
     with pytest.raises(SetupError, match=f"{path} is nearly black. Replace or delete it"):
         own_images.prepare(mine, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
-
-
-# --- the copy in the lessons
 
 
 def test_the_copy_in_a_lesson(mine, tmp_path, lesson, capsys):
@@ -335,9 +317,6 @@ def test_the_command_line(arguments, words, mine, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["own_images.py", *arguments])
     with pytest.raises(SystemExit, match=words):
         runpy.run_path(str(ROOT / "data" / "own_images.py"), run_name="__main__")
-
-
-# --- the machine
 
 
 def test_errors_of_the_file_system_are_one_line_with_the_file(mine, tmp_path, monkeypatch):

@@ -23,9 +23,6 @@ def code_of(notebook):
     return {name: source for name, source in sources(notebook, "code").items() if name != "toolbox"}
 
 
-# --- the lessons
-
-
 @both
 def test_code_cells_are_short(notebook):
     """No cell of more than 20 lines, and no line that would have to be scrolled."""
@@ -77,9 +74,6 @@ def test_imported_packages_are_pinned(requirements):
     assert {names.get(name, name) for name in imported} <= set(pinned)
 
 
-# --- what is derived
-
-
 @pytest.mark.parametrize("name", results.LESSONS)
 def test_results_are_of_this_code(name):
     """The committed numbers come from the lesson and the toolbox as they are now, on the article's images."""
@@ -106,9 +100,6 @@ def test_which_results_are_taken(change, old, new, taken, tmp_path):
     assert old in text
     (tmp_path / BINARY.name).write_text(text.replace(old, new, 1), encoding="utf-8")
     assert bool(results.why_not("binary", found, tmp_path / BINARY.name)) != taken
-
-
-# --- what Git tracks
 
 
 def tracked():

@@ -119,9 +119,6 @@ def assert_one_history(first, second, images, tolerance=2e-3):
         np.testing.assert_allclose(first[metric], second[metric], err_msg=metric, **allowed)
 
 
-# ------------------------------------------------------------------------------ one history, three ways
-
-
 def test_part_1_is_the_articles_training(base, binary, lossless):
     """Binary's own cells, on images shrunk once, have the history of the article's literal generators on originals.
 
@@ -182,9 +179,6 @@ def test_train_head_is_the_whole_models(base, multi, tmp_path, units):
     assert_one_history(ours, theirs, images=4)
 
 
-# ----------------------------------------------------------------------------- Keras's split and pixels
-
-
 @pytest.mark.parametrize("lesson", ["binary", "multi"])
 def test_split_and_pixels_are_kerass(lesson, request):
     """The lesson's rows and pixels are those of flow_from_directory on originals; JPEG within a decoder's rounding."""
@@ -229,9 +223,6 @@ def test_the_articles_draw(base, tmp_path, capsys):
     printed = capsys.readouterr().out
     names = re.findall(r"^ +(covid/\S+|normal/\S+)\.jp", printed, re.MULTILINE)
     assert names == 2 * ["covid/nejmoa2001191_f3-PA", "covid/nejmoa2001191_f4"]
-
-
-# ------------------------------------------------------------------------------------------- features
 
 
 def kept(output):
@@ -284,9 +275,6 @@ def test_what_makes_other_features_makes_other_files(base, multi, tmp_path):
         before = kept(tmp_path) if (tmp_path / "features").exists() else set()
         xray.extract_features(network, batches_of(datagen, multi, **options), tmp_path)
         assert len(kept(tmp_path) - before) == new, name
-
-
-# ----------------------------------------------------------------------------------------- statistics
 
 
 def test_share_interval_by_hand():
@@ -365,9 +353,6 @@ def test_folds_hold_patients_together_and_classes_in_balance(task, seed):
         for label in set(labels):
             count, fifth = np.sum(labels[out] == label), np.sum(labels == label) / 5
             assert abs(count - fifth) <= 2.5, f"{count} of class {label} in a fold; a fifth is {fifth}"
-
-
-# ------------------------------------------------------------------------------------------- heat maps
 
 
 def test_hires_cam_adds_up_to_the_score(base):
