@@ -201,7 +201,7 @@ def test_setup_after_an_accident(clone, wheels, python, damage):
         (clone / ".venv" / "pyvenv.cfg").write_text(f"home = {Path(sys.executable).parent}\n", encoding="utf-8")
     status, output = setup(clone, wheels, sys.executable if damage == "killed" else python)
     assert status == 0 and installed(clone), output
-    assert "Making .venv anew" in output
+    assert ("Making .venv anew: it is not finished." if damage == "killed" else "Making .venv anew") in output
 
 
 def test_setup_with_another_python(clone, wheels, python):
@@ -244,8 +244,6 @@ def test_setup_that_lacks_a_module(clone, wheels, python):
     status, output = setup(clone, wheels, python, package="half")
     assert status and "No module named 'nbconvert'" in problem(output)
     assert not (clone / ".venv" / "installed").exists()
-    status, output = setup(clone, wheels, python)
-    assert status == 0 and "it is not finished" in output and installed(clone), output
 
 
 def test_setup_without_packages(clone, wheels, python):
