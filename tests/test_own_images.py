@@ -322,9 +322,6 @@ def test_the_command_line(arguments, words, mine, tmp_path, monkeypatch):
 def test_errors_of_the_file_system_are_one_line_with_the_file(mine, tmp_path, monkeypatch):
     with pytest.raises(SetupError, match=r"^typo\.png cannot be read: No such file or directory\.$"):
         xray_data.read_bytes(Path("typo.png"))
-    (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(SetupError, match=rf"^{tmp_path}/file/copy/.*\.png cannot be written: Not a directory\.$"):
-        own_images.prepare(mine, tmp_path / "file" / "copy")
     refused = PermissionError(errno.EACCES, "Permission denied", "apples")
     monkeypatch.setattr(own_images.os, "walk", lambda top, onerror: onerror(refused))
     with pytest.raises(SetupError, match="^apples cannot be listed: Permission denied"):
