@@ -447,3 +447,10 @@ def test_other_weights_are_refused(tmp_path, weights, monkeypatch):
         monkeypatch.setenv("VGG16_WEIGHTS", str(tmp_path / f"{name}.weights.h5"))
         with pytest.raises(SetupError, match=rf"weights.*{words}.*Set VGG16_WEIGHTS to a good file"):
             prepare.prepare_weights()
+
+
+def test_a_file_that_cannot_be_written(tmp_path):
+    """The error names it, and not the file that was to become it."""
+    (tmp_path / "file").touch()
+    with pytest.raises(SetupError, match=rf"^{tmp_path}/file/x\.json cannot be written: File exists\. Fix that"):
+        xray_data.atomic_write(tmp_path / "file" / "x.json", lambda scratch: scratch.write_text("x"))

@@ -20,7 +20,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-import tensorflow as tf
 import xray
 import xray_data
 from conftest import BINARY, MULTI
@@ -135,12 +134,10 @@ def world(tmp_path_factory):
         patch.chdir(folder)
         patch.setattr(xray, "Run", Mock())
         patch.setattr(xray, "bootstrap_interval", functools.partial(xray.bootstrap_interval, draws=50))
-        tf.config.run_functions_eagerly(True)  # to compile a head takes longer than to train it here
         yield {
             "binary": Lesson(BINARY, SETTINGS, "tasks"),
             "multi": Lesson(MULTI, SETTINGS | SETTINGS_MULTI, "controls"),
         }
-        tf.config.run_functions_eagerly(False)
 
 
 def patients_alone(classes):

@@ -254,9 +254,12 @@ def test_a_second_run_computes_nothing(base, multi, tmp_path, monkeypatch):
 
 
 def test_what_makes_other_features_makes_other_files(base, multi, tmp_path):
-    """Pixels, augmentation, seed, weights; not a folder."""
-    other = keras.models.clone_model(base)
+    """Pixels, augmentation, seed, weights, type of numbers; not a folder."""
+    other, half = keras.models.clone_model(base), keras.models.clone_model(base)
     other.set_weights([weights + 1e-3 for weights in base.get_weights()])
+    half.set_weights(base.get_weights())
+    for layer in half.layers:
+        layer.dtype_policy = "mixed_bfloat16"
     copy, changed = (shutil.copytree(multi["SMALL"], tmp_path / name) for name in ("copy", "changed"))
     path = str(changed / multi["table"]["small"][3])
     image = cv2.imread(path)
@@ -268,6 +271,7 @@ def test_what_makes_other_features_makes_other_files(base, multi, tmp_path):
         ("augmentation", True, base, mild, {}),
         ("seed", True, base, mild, {"seed": 43}),
         ("weights", True, other, plain, {}),
+        ("type", True, half, plain, {}),
         ("pixels", True, base, plain, {"folder": changed}),
         ("again", False, base, mild, {}),
         ("folder", False, base, plain, {"folder": copy}),
