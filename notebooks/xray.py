@@ -236,7 +236,10 @@ def compiled_head(architecture: str) -> keras.Sequential:
     """
     head = keras.Sequential.from_config({"name": "head", "layers": json.loads(architecture)})
     loss = "binary_crossentropy" if head.output_shape[-1] == 1 else "sparse_categorical_crossentropy"
-    head.compile(optimizer="adam", loss=loss, metrics=["acc"], jit_compile=True)
+    head.compile(
+        optimizer="adam", loss=loss, metrics=["acc"], jit_compile=True,
+        steps_per_execution=10_000,  # a whole epoch, without a return to Python after each step
+    )  # fmt: skip
     head.optimizer.build(head.trainable_variables)
     return head
 
