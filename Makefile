@@ -17,7 +17,8 @@ OR_EXPLAIN := 2> .venv/log || $(BIN)/python tests/tools/explain.py .venv/log
 
 # The notebooks run in their own folder, so paths that are relative to this one become absolute. In the recipes and
 # quoted, because make itself splits at spaces.
-absolute = case "$$$(1)" in ""|/*|imagenet) ;; *) export $(1)="$$PWD/$$$(1)" ;; esac;
+absolute = case "$$$(1)" in ""|/*|imagenet) ;; "~/"*) export $(1)="$$HOME/$${$(1)\#*/}" ;; \
+	*) export $(1)="$$PWD/$$$(1)" ;; esac;
 define settings
 export COVID_XRAY_OUTPUT="$${COVID_XRAY_OUTPUT:-output}"; \
 	$(call absolute,COVID_XRAY_OUTPUT) $(call absolute,COVID_XRAY_DATA) $(call absolute,VGG16_WEIGHTS)

@@ -160,13 +160,13 @@ def draw(patient: int, view: int, kind: str) -> np.ndarray:
 def save(path: Path, *drawing: int | str) -> None:
     """Draw one radiograph (see draw) and write it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), draw(*drawing))
+    path.write_bytes(cv2.imencode(path.suffix, draw(*drawing))[1])
 
 
 def write_tree(folder: Path, train: int = 16, test: int = 6) -> None:
     """Draw the whole tree into `folder`: `train` and `test` images a class, and 2 x `test` in each group of controls.
 
-    About every fourth patient has two images, and one test patient of each class is in training, too, as happens.
+    Every third patient has two images, and one test patient of each class is in training, too, as happens.
     patients.csv in each tree, controls/controls.csv, and nih_no_finding/nih_no_finding.csv say who is on which image.
     Same counts, same images.
     """

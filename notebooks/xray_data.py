@@ -278,7 +278,8 @@ def fetch_controls(table: pd.DataFrame, pictures: Path) -> np.ndarray:
 def list_files(folder: Path) -> list[str]:
     """Return the images of `folder`/train and `folder`/test that the lessons read, relative to it, in order."""
     paths = sorted(path for split in ("train", "test") for path in (folder / split).rglob("*"))
-    return [path.relative_to(folder).as_posix() for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    names = [path.relative_to(folder).as_posix() for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    return [name for name in names if "/." not in name]  # no hidden ones
 
 
 def list_images(folder: Path, train_batches: Sequence, valid_batches: Sequence, test_batches: Sequence) -> pd.DataFrame:

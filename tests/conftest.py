@@ -45,6 +45,7 @@ def archive(tree, tmp_path_factory):
             if file.is_file() and file.relative_to(tree).parts[0] in ("two", "all"):
                 zipped.write(file, file.relative_to(tree))
         zipped.writestr("all/train/covid/desktop.ini", "[.ShellClassInfo]")
+        zipped.writestr("all/train/covid/._1.jpeg", "what a Mac leaves behind")
     return path
 
 

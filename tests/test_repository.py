@@ -107,8 +107,10 @@ def tracked():
 
 def test_what_both_lessons_do_alike_has_one_text():
     binary, multi = code_of(BINARY), code_of(MULTI)
-    for name in ("environment", "download", "shrink-all", "augmentation", "conv-base"):
+    for name in ("environment", "download", "read-image", "shrink-all", "augmentation", "conv-base"):
         assert binary[name] == multi[name], name
+    for name in ("places", "shrink"):
+        assert binary[name].replace("two", "all").replace("binary", "multi") == multi[name], name
 
 
 def test_no_xray_is_committed():
