@@ -9,8 +9,8 @@ unexport $(filter-out $(KEPT),$(filter PIP_%,$(.VARIABLES)))
 unexport PYTHONPATH PYTHONHOME PYTHONOPTIMIZE PYTHONWARNINGS PYTHONDONTWRITEBYTECODE JUPYTER_PATH JUPYTER_PREFER_ENV_PATH
 export KERAS_BACKEND := tensorflow
 
-# Python compiles what it imports, once; to compile every package takes longer. The other options are what pip does
-# anyway, but for settings in a pip.conf. If a command fails, explain.py says why in one line.
+# Python compiles what it imports, once; to compile every package takes longer. The other options restore
+# pip's defaults, whatever a pip.conf says. If a command fails, explain.py says why in one line.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --retries 3 \
 	--no-user --target "" --prefix "$$PWD/.venv" --root /
 OR_EXPLAIN := 2> .venv/log || $(BIN)/python tests/tools/explain.py .venv/log
@@ -112,14 +112,14 @@ lint: .venv/tested  ## check the style of code and notebooks, the toolbox cells,
 	$(BIN)/python tests/tools/pack.py --check
 	$(BIN)/python tests/tools/tables.py --check
 
-test: lint  ## check style, run all tests, and run both notebooks on Colab's versions
+test: lint  ## check style, run all tests that need no X-ray, and run both notebooks on Colab's versions
 	$(BIN)/python -m pytest tests -m "not real and not colab"
 	$(BIN)/python -m pytest tests -m colab
 
 test-colab: .venv/tested  ## run only the notebooks, alone in a folder, on Colab's versions
 	$(BIN)/python -m pytest tests -m colab
 
-test-real: .venv/tested  ## run both notebooks on the article's images, where ../shared has them
+test-real: .venv/tested  ## run both notebooks on the article's images, where they are at hand
 	$(BIN)/python -m pytest tests -m real
 
 bench: .venv/tested  ## measure speed; writes output/bench.json

@@ -4,8 +4,8 @@
 
 FOLDER has train/ and test/, each with one folder per class, and perhaps patients.csv (file, patient). COPY gets the
 same folders. JPEG and PNG files of 8 bits are copied as they are. Other kinds become 8-bit PNG files, and all 16-bit
-images keep the same eight bits, the highest that any of them uses. What is not read, and what patients.csv leaves
-open, is said. Then set COVID_XRAY_DATA to COPY.
+images keep the same eight bits, the highest that any of them uses for more than its brightest 1%. What is not read,
+and what patients.csv leaves open, is said. Then set COVID_XRAY_DATA to COPY.
 """
 
 import contextlib

@@ -197,7 +197,7 @@ def load_vgg16(weights: str | None) -> xray.keras.Model:
 
     `weights`: "imagenet" (Keras downloads them), a file's path, or None for random ones, not checked.
     """
-    advice = "Set VGG16_WEIGHTS to a good file, or run `python data/prepare.py` in a clone of the project."
+    advice = "Set VGG16_WEIGHTS to a good file."
     try:
         base = xray.keras.applications.VGG16(weights=weights, include_top=False, input_shape=(32, 32, 3))
     except Exception as error:  # Keras and h5py raise different ones for each kind of damage
@@ -270,6 +270,8 @@ def main() -> None:
         prepare_weights()
         if options.print_folder:
             options.print_folder.write_text(drawn, encoding="utf-8")
+        elif drawn:
+            print(f"  Set COVID_XRAY_DATA to {drawn} before you open the lessons.")
     except (SetupError, OSError) as error:
         sys.exit(f"Problem: {error if isinstance(error, SetupError) else xray_data.reason_of(error)}")
     print("Ready.")

@@ -74,7 +74,7 @@ CONTROLS = {
 
 
 def progress(steps: Iterable, what: str, total: int | None = None) -> Iterator:
-    """Pass on `steps` while a bar in one line says how far they are; no bar for none, and none in CI."""
+    """Pass on `steps` while a bar in one line says how far they are; no bar if there are no steps, or in CI."""
     total = len(steps) if total is None else total
     hidden = not total or bool(os.environ.get("CI"))
     return iter(tqdm(steps, what, total, file=sys.stdout, ncols=80, mininterval=0.5, disable=hidden))

@@ -130,7 +130,7 @@ def copy_with(notebook, folder, parameters, after_imports=()):
         source = []
         if "parameters" in cell["metadata"].get("tags", []):
             source = [f"{name} = {value!r}\n" for name, value in parameters.items()]
-        elif cell["id"] == "toolbox":
+        elif cell["id"] == "toolbox" and after_imports:
             source = ["import xray\n", "import xray_data\n", *(f"{line}\n" for line in after_imports)]
         if source:
             cells.append({**cell, "id": f"added-{cell['id']}", "cell_type": "code", "metadata": {}, "source": source})

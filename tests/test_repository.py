@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import prepare
 import pytest
 import results
 import xray_data
@@ -111,6 +112,9 @@ def test_what_both_lessons_do_alike_has_one_text():
         assert binary[name] == multi[name], name
     for name in ("places", "shrink"):
         assert binary[name].replace("two", "all").replace("binary", "multi") == multi[name], name
+    for code in (binary, multi):
+        exec(code["settings"], addresses := {})
+        assert (addresses["DRIVE_URL"], addresses["GITHUB_URL"]) == (prepare.DRIVE_URL, prepare.GITHUB_URL)
 
 
 def test_no_xray_is_committed():

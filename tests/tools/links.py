@@ -1,4 +1,7 @@
-"""Every source of images still answers with the right bytes. A weekly job asks them: `pytest tests/tools/links.py`."""
+"""The archives, and one image of each group of controls, still answer with the right bytes.
+
+A weekly job asks them: `pytest tests/tools/links.py`.
+"""
 
 import prepare
 import pytest

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 
+import numpy as np
 import pack
 import pandas as pd
 
@@ -112,7 +113,7 @@ def trust() -> str:
 
 def minutes() -> str:
     rows = [[name, f"{seconds / 60:.0f}"] for name, seconds in seconds_of_lessons().items()]
-    return as_table(["lesson", "minutes on two processor cores without AVX-512, after two to install"], rows)
+    return as_table(["lesson", "minutes on two CPU cores without AVX-512 (installation takes about two more)"], rows)
 
 
 # --- notebooks/README.md
@@ -250,14 +251,12 @@ def chance_like() -> str:
 
 
 def chance_shuffled() -> str:
-    """Return areas under the ROC curve with shuffled labels: their mean, and the range of 95 in 100."""
+    """Return areas under the ROC curve with shuffled labels: their mean, and the middle 95% of them."""
     rows = []
     for name, found in CHANCE["shuffled"].items():
-        areas = sorted(found["auc"]["values"])
-        outside = len(areas) // 40
-        low, high = areas[outside], areas[-1 - outside]
+        low, high = np.percentile(found["auc"]["values"], [2.5, 97.5])
         rows.append([whole_name(name), f"{found['auc']['mean']:.2f}", f"{low:.2f} to {high:.2f}"])
-    return as_table([f"100 times shuffled labels, {CURVE}", "mean", "95 of 100"], rows)
+    return as_table([f"100 times shuffled labels, {CURVE}", "mean", "middle 95%"], rows)
 
 
 def chance_controls() -> str:
