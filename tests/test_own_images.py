@@ -14,7 +14,7 @@ import numpy as np
 import own_images
 import pytest
 import xray_data
-from conftest import MULTI, ROOT
+from conftest import BINARY, MULTI, ROOT
 from lessons import run_cell
 from PIL import Image
 from xray_data import SetupError
@@ -116,6 +116,15 @@ def test_a_list_of_patients_that_cannot_be_read(text, mine):
     (mine / "patients.csv").write_text(text, encoding="utf-8")
     with pytest.raises(SetupError, match=r"patients\.csv needs the columns file and patient"):
         images_of(mine)
+
+
+def test_other_classes_in_binary(mine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COVID_XRAY_DATA", str(mine))
+    variables = {"os": os}
+    with pytest.raises(FileNotFoundError, match=r"mine.train.covid has no image\. Use Multi instead"):
+        for name in ("imports", "settings", "places", "examples"):
+            run_cell(BINARY, name, variables)
 
 
 @pytest.mark.parametrize("place, is_told", [("test/apples", True), ("train/pears", True), ("train/apples", False)])
