@@ -82,6 +82,14 @@ def test_settings_that_stay_as_they_are(ready, weights):
     assert calls[-1][:3] == [f"{ready}/output", "", weights]
 
 
+def test_the_home_folder(ready, monkeypatch):
+    """Not every shell puts it in the place of ~ after `make COVID_XRAY_DATA=`."""
+    monkeypatch.setenv("HOME", "/some where")
+    done, calls = make(ready, "multi", "COVID_XRAY_DATA=~/my fruit")
+    assert done.returncode == 0, done.stdout
+    assert calls[-1][1] == "/some where/my fruit"
+
+
 @pytest.mark.parametrize("target", ["run", "lab"])
 def test_drawn_phantoms_are_passed_on(ready, target):
     """Images come first; where prepare.py has drawn phantoms, every notebook gets them; no tool rewrites a file."""
