@@ -1,16 +1,14 @@
 """The toolbox of both lessons. You can read it later.
 
-Its sections follow the order of a lesson: weights, the record of a run, features, heads, statistics, figures.
+Its sections follow the order of a lesson: weights, features, heads, statistics, figures, the record of a run.
 Functions take what they need as arguments.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import functools
 import hashlib
-import html
 import io
 import json
 import os
@@ -20,18 +18,17 @@ from pathlib import Path
 
 # The lessons set these, too. Programs need them before TensorFlow is imported.
 os.environ["KERAS_BACKEND"] = "tensorflow"
-os.environ["TF_USE_LEGACY_KERAS"] = "0"
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import cv2
 import joblib
 import keras
+import matplotlib.font_manager
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from IPython.display import HTML, Markdown, display
+from IPython.display import Markdown, display
 from scipy.stats import beta
 from sklearn.metrics import confusion_matrix, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
@@ -49,93 +46,34 @@ def weights_sha256(model: keras.Model) -> str:
     return hashlib.sha256(b"".join(arrays)).hexdigest()
 
 
-# ------------------------------------------------------------------------------ the record of a run
-
-
-class Run:
-    """What a run of a lesson leaves in `output`: results as JSON, figures as PNG, saved as they come."""
-
-    def __init__(self, name: str, seed: int, output: Path, files: Mapping, conv_base: keras.Model) -> None:
-        """Start the record of a lesson, say which images it reads, and set the style of figures.
-
-        files: what xray_data.check_files returned.
-        """
-        plt.rcParams.update(STYLE)
-        tf.get_logger().setLevel("ERROR")  # no advice about retracing
-        display(Markdown(f"**{files['sentence']}**"))
-        self.name = name
-        self.output = output
-        self.phantoms = files["dataset"] == "phantoms"
-        self.results = {
-            "dataset": files["dataset"],
-            "files": {kind: files[kind] for kind in ("article", "same_pixels", "other")},
-            "seed": seed,
-            "weights": "imagenet" if weights_sha256(conv_base) == VGG16_SHA256 else "other",
-            "versions": {"python": sys.version.split()[0], "tensorflow": tf.__version__, "keras": keras.__version__},
-            "cases": {},
-            "trust": {},
-        }
-
-    def record(self, path: str, value: object) -> None:
-        """Put `value` under a dotted `path` of the results, such as "trust.swap", and save them in one step."""
-        *parents, last = path.split(".")
-        place = self.results
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = value
-        text = json.dumps(self.results, indent=1, default=lambda value: value.tolist())  # NumPy's numbers and arrays
-        atomic_write(self.output / f"{self.name}.json", lambda scratch: scratch.write_text(text, encoding="utf-8"))
-
-    def show(self, figure: plt.Figure, name: str, alt: str) -> None:
-        """Save a figure as PNG and show it, with `alt` as its alternative text; phantoms are named.
-
-        On a narrow screen it scrolls instead of shrinking, so that its text stays legible. nbconvert drops the
-        alternative text of a plain image, so this is HTML.
-        """
-        if self.phantoms:
-            figure.text(0.5, -0.01, "Synthetic phantoms, not X-rays", ha="center", va="top", color=ORANGE)
-        path = self.output / f"{self.name}_{name}.png"
-        figure.savefig(path, bbox_inches="tight")
-        plt.close(figure)
-        data = path.read_bytes()
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape[1]
-        width = round(pixels * 100 / STYLE["savefig.dpi"])
-        source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-        image = f'<img width="{width}" style="max-width: none" alt="{html.escape(alt)}" src="{source}">'
-        display(HTML(f'<div style="overflow-x: auto">{image}</div>'))
-
-    def conclude(self, *sentences: str) -> None:
-        """Show sentences as a list; a run on phantoms says first that they mean nothing."""
-        first = "These are drawn phantoms: what follows says nothing about X-rays."
-        lines = [first, *sentences] if self.phantoms else sentences
-        display(Markdown("\n".join(f"- {line}" for line in lines)))
-
-
 # ---------------------------------------------------------------------------------------- features
 
 
 def extract_features(conv_base: keras.Model, batches: keras.utils.PyDataset, output: Path, views: int = 1) -> list:
     """Run the frozen base once over each of `views` versions of all images, and keep what it returns on disk.
 
-    batches: what flow_from_directory or flow_from_dataframe returned, with shuffle=False; it draws a new version of
-    each image every time. Returns one array a view, float32 (n, 4, 4, 512) for VGG16 at 150 pixels.
+    batches: what flow_from_dataframe returned, with shuffle=False; it draws a new version of each image every time.
+    Returns one array a view, float32 (n, 4, 4, 512) for VGG16 at 150 pixels.
 
     Each view is a file in `output`/features, named by a hash of all that made it: the images, the generator, the
     seed, the weights. So the same call gives the same features, and a second run does not run VGG16 again.
     """
-    kept = output / "features"
-    call = hash_of_call(conv_base, batches)
-    paths = [kept / f"{call}_{view}.npy" for view in range(views)]
-    for view, path in enumerate(paths):
-        if not path.exists():
-            batches.total_batches_seen = view * len(batches)  # batch i of view v has the seed SEED + v * batches + i
-            steps = progress(range(len(batches)), f"VGG16, view {view + 1} of {views}")
-            features = np.concatenate([conv_base.predict_on_batch(batches[index]) for index in steps])
-            atomic_write(path, functools.partial(np.save, arr=features.astype(np.float32)))
-    return [np.load(path, mmap_mode="r") for path in paths]
+    key = cache_key(conv_base, batches)
+    features = []
+    for view in range(views):
+        path = output / "features" / f"{key}_{view}.npy"
+        with contextlib.suppress(OSError, ValueError, EOFError):  # not there yet, or cut short
+            features.append(np.load(path, mmap_mode="r"))
+            continue
+        batches.total_batches_seen = view * len(batches)  # batch i of view v has the seed SEED + v * batches + i
+        steps = progress(range(len(batches)), f"VGG16, view {view + 1} of {views}")
+        found = np.concatenate([conv_base.predict_on_batch(batches[index]) for index in steps])
+        atomic_write(path, functools.partial(np.save, arr=found.astype(np.float32)))
+        features.append(np.load(path, mmap_mode="r"))
+    return features
 
 
-def hash_of_call(conv_base: keras.Model, batches: keras.utils.PyDataset) -> str:
+def cache_key(conv_base: keras.Model, batches: keras.utils.PyDataset) -> str:
     """Return a hash of what features depend on: the first view's pixels, the generator's settings, the seed, the base.
 
     A preprocessing function is known by the pixels that it returns.
@@ -148,22 +86,26 @@ def hash_of_call(conv_base: keras.Model, batches: keras.utils.PyDataset) -> str:
     return joblib.hash([settings, batches.seed, pixels, layers, conv_base.get_weights(), versions])
 
 
-def plain_features(
-    conv_base: keras.Model, folder: Path, names: Sequence[str], output: Path, black: float = 0.0
-) -> np.ndarray:
+def plain_features(conv_base: keras.Model, paths: Sequence[Path], output: Path, black: float = 0.0) -> np.ndarray:
     """Return the features of images as they are, or with the central share `black` of their sides black.
 
-    names: files in `folder`. Returns float32 (n, 4, 4, 512) for VGG16 at 150 pixels.
+    paths: of image files. Returns float32 (n, 4, 4, 512) for VGG16 at 150 pixels.
     """
     datagen = ImageDataGenerator(rescale=1 / 255)
     if black:
         datagen.preprocessing_function = functools.partial(black_out, share=black)
-    table = pd.DataFrame({"file": list(names)})
+    table = pd.DataFrame({"file": [str(path) for path in paths]})
     with contextlib.redirect_stdout(io.StringIO()):  # "Found 148 validated image filenames."
         batches = datagen.flow_from_dataframe(
-            table, folder, "file", target_size=conv_base.input_shape[1:3], class_mode=None, batch_size=10, shuffle=False
+            table, None, "file", target_size=conv_base.input_shape[1:3], class_mode=None, batch_size=10, shuffle=False
         )
     return extract_features(conv_base, batches, output)[0]
+
+
+def load_images(paths: Sequence[Path], size: tuple[int, int]) -> np.ndarray:
+    """Return images as the network sees them, float (n, height, width, 3), 0 to 1."""
+    images = [keras.utils.load_img(path, target_size=size) for path in paths]
+    return np.stack([np.asarray(image) for image in images]) / 255
 
 
 def black_out(image: np.ndarray, share: float) -> np.ndarray:
@@ -196,12 +138,12 @@ def train_head(
     """
     keras.utils.set_random_seed(seed)
     head = build_head()
-    worker = compiled_head(architecture_of(head))
-    for variable, value in zip(worker.variables, head.variables):
+    compiled = compiled_head(architecture_of(head))
+    for variable, value in zip(compiled.variables, head.variables):
         variable.assign(value)
-    for variable in worker.optimizer.variables:
+    for variable in compiled.optimizer.variables:
         variable.assign(tf.zeros_like(variable))
-    worker.optimizer.learning_rate = learning_rate
+    compiled.optimizer.learning_rate = learning_rate
     untuned = tf.data.Options()
     untuned.autotune.enabled = False  # `fit` would wait for tf.data to tune itself
 
@@ -214,9 +156,9 @@ def train_head(
         view = views[epoch % len(views)]
         rows = np.random.default_rng([seed, epoch]).permutation(train)
         held_out = None if validation is None else batches(view, validation)
-        result = worker.fit(batches(view, rows), validation_data=held_out, shuffle=False, verbose=0)
+        result = compiled.fit(batches(view, rows), validation_data=held_out, shuffle=False, verbose=0)
         history.append(pd.DataFrame(result.history, index=[epoch + 1]))
-    head.set_weights(worker.get_weights())
+    head.set_weights(compiled.get_weights())
     return head, pd.concat(history)
 
 
@@ -256,7 +198,7 @@ def predict_probabilities(head: keras.Model, features: np.ndarray) -> np.ndarray
 # --------------------------------------------------------------------------------------- statistics
 
 
-def share_interval(hits: np.ndarray, patients: Sequence[str]) -> list[float]:
+def patient_interval(hits: np.ndarray, patients: Sequence[str]) -> list[float]:
     """95% confidence interval of the share of True in `hits`, bool (n,), by patient, [low, high].
 
     Two X-rays of one patient are not independent. So the interval is exact (Clopper-Pearson) for their effective
@@ -291,7 +233,7 @@ def bootstrap_interval(
 def score(labels: np.ndarray, probabilities: np.ndarray, patients: Sequence[str]) -> dict:
     """Score predictions: labels int (n,), probabilities (n, classes), the patient of each row.
 
-    Returns n, patients, correct, accuracy, ci95 by patient (share_interval), majority (the larger class's share),
+    Returns n, patients, correct, accuracy, ci95 by patient (patient_interval), majority (the larger class's share),
     confusion (true class down, predicted class across). With two classes also auc, the area under the ROC curve of
     class 0, and auc_ci95, by patient, unless all draws give one value.
     """
@@ -300,7 +242,7 @@ def score(labels: np.ndarray, probabilities: np.ndarray, patients: Sequence[str]
     right = predicted == labels
     scored = {"n": len(labels), "patients": len(set(patients)), "correct": int(right.sum())}
     scored["accuracy"] = float(right.mean()) if len(labels) else 0.0
-    scored["ci95"] = share_interval(right, patients)
+    scored["ci95"] = patient_interval(right, patients)
     scored["majority"] = float(np.bincount(labels).max() / len(labels)) if len(labels) else 0.0
     classes = range(probabilities.shape[1])
     scored["confusion"] = confusion_matrix(labels, predicted, labels=classes).tolist()
@@ -371,38 +313,60 @@ def score_controls(head: keras.Model, features: np.ndarray, controls: pd.DataFra
     right = {"n": len(known), "patients": known["patient"].nunique(), "correct": int(known["right"].sum())}
     return {
         **count(table),
-        "ci95": share_interval(table["covid"], table["patient"]),
+        "ci95": patient_interval(table["covid"], table["patient"]),
         "by_finding": {group: count(rows) for group, rows in table.groupby("group")},
-        "with_right_answer": {**right, "ci95": share_interval(known["right"], known["patient"])},
+        "with_right_answer": {**right, "ci95": patient_interval(known["right"], known["patient"])},
     }
 
 
 # ------------------------------------------------------------------------------------------ figures
 
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#767676"  # apart for color-blind readers
-STYLE = {
-    "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, GRAY]),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "figure.constrained_layout.use": True,
-    "font.size": 9,
-    "savefig.dpi": 150,
-    "text.parse_math": False,  # a file's name may hold a $
-}
-WIDTH = 9.5  # inches, the width of a page
+WIDTH = 7  # inches; at this width, text can be read on a phone, too
 
 
-def plot_images(images: Sequence[np.ndarray], titles: Sequence[str]) -> plt.Figure:
-    """Draw images in a row across the page, each under its title."""
-    lines = max(title.count("\n") + 1 for title in titles) * 0.17
-    figure, axes = plt.subplots(1, len(images), figsize=(WIDTH, WIDTH / len(images) + lines))
-    for axis, image, title in zip(axes, images, titles):
+def set_style(dataset: str) -> None:
+    """Set how figures look from here on; `dataset` as identify_dataset gives it: phantoms are named in each figure."""
+    tf.get_logger().setLevel("ERROR")  # no advice about retracing
+    plt.rcParams.update({
+        "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, GRAY]),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 10,
+        "figure.constrained_layout.use": True,
+        "figure.dpi": 110,
+        "font.size": 10,
+        "text.parse_math": False,  # a file's name may hold a $
+        # The first of these fonts that has a letter draws it; a system has some of those for Chinese, Japanese, Korean.
+        "font.family": ["DejaVu Sans", *sorted(CJK_FONTS & set(matplotlib.font_manager.get_font_names()))],
+        "figure.hooks": ["xray:name_phantoms"] if dataset == "phantoms" else [],
+    })  # fmt: skip
+
+
+CJK_FONTS = {
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic",
+    "PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "WenQuanYi Zen Hei", "Droid Sans Fallback",
+}  # fmt: skip
+
+
+def name_phantoms(figure: plt.Figure) -> None:
+    """Write under a figure that it shows no X-rays; Matplotlib calls this for each new figure."""
+    figure.supxlabel("Synthetic phantoms, not X-rays", color=ORANGE, fontsize=9)
+
+
+def plot_images(images: Sequence[np.ndarray], titles: Sequence[str], columns: int = 4) -> None:
+    """Show images in rows of `columns`, each under its title."""
+    rows = -(-len(images) // columns)
+    lines = max(title.count("\n") + 1 for title in titles)
+    height = rows * (WIDTH / columns + 0.2 * lines)
+    _, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False)
+    for axis in axes.flat[len(images) :]:
+        axis.remove()
+    for axis, image, title in zip(axes.flat, images, titles):
         axis.imshow(image)
-        axis.set_title(title, fontsize=9)
-        axis.axis("off")
-    return figure
+        axis.set(title=title, xticks=[], yticks=[])
+        axis.spines[:].set(visible=True, color="#CCCCCC")
+    plt.show()
 
 
 def hires_cam(conv_base: keras.Model, head: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -426,51 +390,78 @@ def hires_cam(conv_base: keras.Model, head: keras.Model, images: np.ndarray, cla
     return tf.reduce_sum(tape.gradient(total, maps) * maps, axis=-1).numpy()
 
 
-def plot_heat_maps(images: np.ndarray, rows: Mapping[str, np.ndarray], titles: Sequence[str]) -> plt.Figure:
-    """Draw images above their heat maps: orange counts for the class, purple against it.
+def plot_heat_maps(images: np.ndarray, rows: Mapping[str, np.ndarray], titles: Sequence[str]) -> None:
+    """Show images above their heat maps: orange counts for the class, purple against it.
 
     images: float (n, size, size, 3), 0 to 1; rows: a name for each row of maps, float (n, h, w).
     """
     count = 1 + len(rows)
-    figure, axes = plt.subplots(count, len(images), figsize=(WIDTH, 2.2 * count), squeeze=False)
+    _, axes = plt.subplots(count, len(images), figsize=(WIDTH, 2 * count), squeeze=False)
     for axis, image, title in zip(axes[0], images, titles):
         axis.imshow(image)
         axis.set_title(title)
     for line, (name, maps) in zip(axes[1:], rows.items()):
         line[0].set_ylabel(name)
         for axis, image, heat in zip(line, images, maps):
-            smooth = cv2.resize(heat / max(np.abs(heat).max(), 1e-12), image.shape[1::-1])
+            height, width = image.shape[:2]
             axis.imshow(image)
-            shown = axis.imshow(smooth, cmap="PuOr_r", vmin=-1, vmax=1, alpha=0.6)
+            shown = axis.imshow(
+                heat / max(np.abs(heat).max(), 1e-12), cmap="PuOr_r", vmin=-1, vmax=1, alpha=0.6,
+                interpolation="bilinear", extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+            )  # fmt: skip
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    bar = figure.colorbar(shown, ax=axes, shrink=0.6, ticks=[-1, 0, 1])
-    bar.ax.set_yticklabels(["against", "neither", "for"])
-    bar.set_label("What a region adds to the score")
-    return figure
+    bar = plt.colorbar(shown, ax=axes, shrink=0.6, ticks=[-1, 0, 1], location="bottom", aspect=40)
+    bar.ax.set_xticklabels(["against", "neither", "for"])
+    plt.show()
 
 
-def plot_scores(scores: Mapping[str, Mapping], title: str) -> plt.Figure:
-    """Draw accuracies with their intervals, one row a name, beside the share of the larger class.
+def plot_scores(scores: Mapping[str, Mapping], measure: str, guess: float, colors: Mapping[str, str]) -> None:
+    """Show one measure of several scores with its interval, a row each; the text stands above its point.
 
-    Where a score has an area under the ROC curve, it stands beside it.
+    scores: what `score` returned, by the row's name; measure: "accuracy" or "auc"; guess: what guessing gets, a dotted
+    line; colors: of a row, by its name. A name with "black" in it gets a hollow point, one with "no image" a square.
     """
-    figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.56 * len(scores)))
-    for place, scored in enumerate(reversed(scores.values())):
-        low, high = scored["ci95"]
-        axis.plot([low, high], [place, place], color=BLUE, linewidth=3, alpha=0.45, solid_capstyle="butt")
-        axis.plot(scored["accuracy"], place, "o", color=BLUE)
-        axis.plot([scored["majority"]] * 2, [place - 0.3, place + 0.3], ":", color="black")
-        text = f"{scored['correct']} of {scored['n']} X-rays of {scored['patients']} patients"
-        if "auc" in scored:
-            text += f"\narea under the ROC curve {scored['auc']:.2f}"
-        axis.annotate(text, (1.03, place), va="center", annotation_clip=False)
-    majority, top = list(scores.values())[0]["majority"], len(scores) - 0.6
-    side = "right" if majority > 0.45 else "left"
-    axis.annotate("dotted: always the larger class", (majority, top), ha=side, va="bottom", fontsize=8)
-    axis.set(xlim=(0, 1.02), ylim=(-0.6, len(scores) - 0.2), title=title)
-    axis.set(xlabel="Accuracy, with its 95% confidence interval by patient")
-    axis.set_yticks(range(len(scores)), list(scores)[::-1])
-    axis.grid(axis="x", alpha=0.3)
-    return figure
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.9 + 0.48 * len(scores)))
+    for place, (name, scored) in enumerate(scores.items()):
+        low, high = scored.get("ci95" if measure == "accuracy" else "auc_ci95", [scored[measure]] * 2)
+        color = colors.get(name, BLUE)
+        marker = "s" if "no image" in name else "o"
+        axis.plot([low, high], [place, place], color=color, linewidth=3, alpha=0.4, solid_capstyle="butt")
+        face = "white" if "black" in name else color
+        axis.plot(scored[measure], place, marker, color=color, markerfacecolor=face, markersize=8)
+        text = f"{name}: {scored[measure]:.2f}"
+        axis.text(0.26, place - 0.42, text, va="center", color=color, backgroundcolor="white")
+    axis.axvline(guess, linestyle=":", color="black", zorder=0)
+    axis.annotate("guessing", (guess, len(scores) - 0.5), ha="center", va="center", backgroundcolor="white")
+    axis.set(xlim=(0.25, 1.02), ylim=(len(scores) - 0.3, -0.8), yticks=[])
+    axis.spines["left"].set_visible(False)
+    figure.supxlabel(f"{MEASURES[measure]}, with its 95% confidence interval by patient", fontsize=10)
+    plt.show()
+
+
+MEASURES = {"accuracy": "Accuracy", "auc": "Area under the ROC curve"}
+
+# ---------------------------------------------------------------------------------- the record of a run
+
+
+def conclude(dataset: str, *sentences: str) -> None:
+    """Show sentences as a list; a run on phantoms says first that they mean nothing."""
+    first = ["These are drawn phantoms: what follows says nothing about X-rays."] if dataset == "phantoms" else []
+    display(Markdown("\n".join(f"- {line}" for line in [*first, *sentences])))
+
+
+def save_results(path: Path, seed: int, files: Mapping, conv_base: keras.Model, cases: Mapping, trust: Mapping) -> None:
+    """Write what a lesson found as JSON, whole or not at all; files: what xray_data.identify_dataset returned."""
+    results = {
+        "dataset": files["dataset"],
+        "files": {kind: files[kind] for kind in ("article", "same_pixels", "other")},
+        "seed": seed,
+        "weights": "imagenet" if weights_sha256(conv_base) == VGG16_SHA256 else "other",
+        "versions": {"python": sys.version.split()[0], "tensorflow": tf.__version__, "keras": keras.__version__},
+        "cases": cases,
+        "trust": trust,
+    }
+    text = json.dumps(results, indent=1, default=lambda value: value.tolist())  # NumPy's numbers and arrays
+    atomic_write(path, lambda scratch: scratch.write_text(text + "\n", encoding="utf-8"))

@@ -1,6 +1,8 @@
 """Run cells of the lessons by their ids: what they define in the open is tested and measured as it stands there."""
 
 import json
+import re
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,9 +21,16 @@ def cell(notebook, name):
     return (sources(notebook, "code") | sources(notebook, "markdown"))[name]
 
 
+def exercise_code(notebook, number):
+    """Return the Python code of an exercise, by its number."""
+    text = cell(notebook, "exercises").split(f"\n{number}. ")[1].partition("<details>")[0]
+    return textwrap.dedent(re.search(r" *```python\n(.*?)```", text, re.DOTALL)[1])
+
+
 def run_cell(notebook, name, variables):
-    """Run one cell on `variables`, which it changes."""
-    exec(compile(cell(notebook, name), f"{notebook.stem}, cell {name}", "exec"), variables)
+    """Run one cell on `variables`, which it changes; without magic commands such as %matplotlib."""
+    code = re.sub(r"^%.*", "", cell(notebook, name), flags=re.MULTILINE)
+    exec(compile(code, f"{notebook.stem}, cell {name}", "exec"), variables)
 
 
 def run_lesson(notebook, settings, last=None, before=lambda name, variables: None):

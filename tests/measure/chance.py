@@ -5,9 +5,10 @@
 Works on the article's images alone, found as the lessons find them. First runs each lesson in full, but for one epoch;
 then its functions, some of its cells, and the code of its exercises are used again.
   seeds          test sets, cross-validation, and controls, five seeds: other views, initial weights, orders, folds
-  like_for_like  Binary's section 8, five seeds: other folds, initial weights, orders
-  shuffled       section 8's last rows with labels shuffled over patients
-  heads          the article's own training end to end, with the initial weights of 60 seeds
+  like_for_like  Binary's section 9, five seeds: other folds, initial weights, orders; and with whole pages in a fold
+  shuffled       COVID-19 against its own collection, with labels shuffled over patients
+  heads          the article's own training end to end, with the initial weights of 60 seeds, asked everything
+  marks          the X-ray with red arrows, with as many pixels filled in elsewhere; arrows on the normal X-rays
   exercises      the numbers in the answers to the exercises
 What a part found goes to output/chance.json as it comes. A part that is there is skipped, unless you name it. One
 that was interrupted goes on where it stopped. What the lessons leave, features above all, stays in output/chance.
@@ -23,7 +24,6 @@ import json
 import os
 import re
 import sys
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,13 +32,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "notebooks")]
 os.environ["MPLBACKEND"] = "agg"
 
+import cv2  # noqa: E402
 import joblib  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import xray  # noqa: E402
 import xray_data  # noqa: E402
-from lessons import BINARY, MULTI, cell, run_cell, run_lesson  # noqa: E402
+from lessons import BINARY, MULTI, exercise_code, run_cell, run_lesson  # noqa: E402
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.metrics import roc_auc_score  # noqa: E402
 from sklearn.model_selection import StratifiedKFold, cross_val_predict  # noqa: E402
@@ -80,10 +81,10 @@ def whole_lesson(notebook: Path) -> dict:
     plt.close("all")
     if not TRIAL and lesson["files"]["dataset"] != xray_data.ARTICLE_NAME:
         sys.exit(f"Only the article's images are measured. {lesson['files']['sentence']}")
-    for name, kind in {} if TRIAL else lesson["KINDS"].items():
-        found, listed = len(lesson["controls"].get(name, [])), len(xray_data.CONTROLS[kind])
-        if found != listed:
-            sys.exit(f"{found} of {listed} images are in data/{kind}. All are needed.")
+    for source, listed in {} if TRIAL else xray_data.CONTROLS.items():
+        found = len(lesson["controls"].get(source, []))
+        if found != len(listed):
+            sys.exit(f"{found} of {len(listed)} images of {source} are in data/. All are needed.")
     lesson["NUM_EPOCHS"] = epochs  # for the lesson's functions, too
     return lesson
 
@@ -172,12 +173,18 @@ def measure_like_for_like(once: Callable) -> dict:
 
 
 def like_for_like(seed: int) -> dict:
-    """Cross-validate the tasks of Binary's section 8 with one seed."""
-    lesson = again(BINARY, binary_lesson() | {"SEED": seed}, "heads", "cross-validate")
-    found = {}
-    for name, (features, truth, people) in lesson["tasks"].items():
-        guesses = lesson["cross_validate"](features, truth, people, f"{name}, seed {seed}")
-        found[name] = xray.score(truth, guesses, people)
+    """Run Binary's section 9 with one seed, and its rows of the collection again with whole pages in a fold."""
+    cells = ("heads", "cross-validate", "like-for-like", "no-image", "same-site")
+    lesson = again(BINARY, binary_lesson() | {"SEED": seed}, *cells)
+    found = lesson["like_for_like"]
+    if lesson["same_site"]:
+        found["same_site"] = {"auc": lesson["same_site"]["share"], "accuracy": 0.0, "majority": 0.5}
+    for name in ("collection", "collection_black"):
+        features, truth, people = lesson["tasks"][name]
+        pages = np.append(lesson["record"]["page"], lesson["controls"]["collection"]["page"])
+        pages = np.where(pd.isna(pages) | (pages == ""), people, pages)
+        guesses = lesson["cross_validate"](features, truth, pages, f"{name}, pages, seed {seed}")
+        found[f"{name}_pages"] = xray.score(truth, guesses, pages)
     return found
 
 
@@ -187,7 +194,7 @@ def measure_shuffled(once: Callable) -> dict:
     A logistic regression on features averaged over their positions stands in for a head, 100 times.
     """
     found = {}
-    for name in ("same_collection", "same_collection_blackout"):
+    for name in ("collection", "collection_black"):
         features, labels, people = map(np.asarray, binary_lesson()["tasks"][name])
         areas = once(name, shuffled_areas, features.mean(axis=(1, 2)), labels, people)
         found[name] = summarize([{"auc": area} for area in areas])
@@ -215,38 +222,70 @@ def measure_heads(once: Callable) -> dict:
     and each head trains on these very batches, from the weights that the lesson's model has with its own seed. With
     seed 42, that is Part 1's model, but for float32's last digits.
     """
-    lesson, (pairs, _) = binary_lesson(), swapped_features()
-    found = []
+    lesson, found = binary_lesson(), []
     for seed in range(HEADS):
-        found.append(once(f"head {seed}", measure_head, seed))
+        found.append(once(f"head {seed}", lambda seed=seed: ask_head(train_article_head(seed, lesson["NUM_EPOCHS"]))))
         gc.collect()
-    counts = {"test": len(lesson["test"]), **pairs[pairs["share"] == 0.5]["pair"].value_counts()}
-    counts |= {lesson["SOURCES"][name]: len(table) for name, table in lesson["controls"].items()}
-    return {"n": counts, **summarize(found)}
+    n = {"test": len(lesson["test"]), **{source: len(table) for source, table in lesson["controls"].items()}}
+    n |= {f"swap, {row.share}, {row.blur}, {row.pair}": row.n for row in lesson["swap"].itertuples()}
+    return {"n": n, **summarize(found)}
 
 
-def measure_head(seed: int) -> dict:
-    """Train one head of the article's model and ask it everything."""
-    trained = train_article_head(seed, binary_lesson()["NUM_EPOCHS"])
-    found = ask_head(trained)
-    pairs, swapped = swapped_features()
-    is_covid = xray.predict_probabilities(trained, swapped).argmax(axis=1) == 0
-    for (share, name), rows in pairs.groupby(["share", "pair"]).indices.items():
-        found[f"swap, {share}, {name}"] = int(is_covid[rows].sum())
-    for name, features in marks_features().items():
-        found[f"marks, {name}"] = float(xray.predict_probabilities(trained, features[None])[0, 0])
-    return found
+class HeadModel:
+    """A head that takes images: VGG16's features of them are computed once, for all heads."""
+
+    def __init__(self, head: keras.Model) -> None:
+        self.head = head
+
+    def predict(self, images: np.ndarray, **_: object) -> np.ndarray:
+        """Return the probability of normal, float (n, 1), of images, 0 to 1."""
+        return np.asarray(self.head(features_of(np.asarray(images, np.float32))))
 
 
 def ask_head(head: keras.Model) -> dict:
-    """Return the test images that a binary head gets right, and the controls that it predicts COVID-19."""
+    """Ask a binary head all that Binary asks its model, by the lesson's own cells."""
     lesson = binary_lesson()
+    cells = ["my-xray", "silly", "silly-figure", "ladder", "score-controls", "swap-groups", "swap-all", "swap-run"]
+    asked = again(BINARY, lesson | {"model": HeadModel(head), "article_head": head}, *cells)
     test = lesson["test"]
     found = {"test": right(head, lesson["features"][test], lesson["labels"][test])}
-    for name, controls in lesson["controls"].items():
-        scored = xray.score_controls(head, lesson["control_features"][name], controls, lesson["CLASS_NAMES"])
-        found[lesson["SOURCES"][name]] = scored["predicted_covid"]
+    found |= {source: scored["predicted_covid"] for source, scored in asked["control_scores"].items()}
+    found |= {f"silly, {name}": float(p) for name, p in asked["silly_answers"].items()}
+    for blur, black, normal, covid in asked["ladder"].itertuples(index=False, name=None):
+        found[f"ladder, {blur}, {black}, normal"] = normal
+        found[f"ladder, {blur}, {black}, COVID-19"] = covid
+    for row in asked["swap"].itertuples():
+        found[f"swap, {row.share}, {row.blur}, {row.pair}"] = row.predicted_covid
+    for name, picture in zip(("normal", "arrows", "no_arrows"), lesson["marked_pictures"]):
+        found[f"marks, {name}"] = float(asked["ask"](picture))
     return found
+
+
+def measure_marks(once: Callable) -> dict:
+    """The controls of the red arrows: as many pixels filled in elsewhere, and the arrows on the normal X-rays."""
+    return {"42": once("head 42", ask_about_marks)} if len(binary_lesson()["marked_pictures"]) == 3 else {}
+
+
+def ask_about_marks() -> dict:
+    lesson = binary_lesson()
+    head = train_article_head(42, lesson["NUM_EPOCHS"])
+    ask = again(BINARY, lesson | {"model": HeadModel(head)}, "my-xray")["ask"]
+    picture = lesson["marked_pictures"][1]
+    red, green, blue = picture.astype(int).transpose(2, 0, 1)
+    is_red = (red - np.maximum(green, blue) > 40).astype("uint8")
+    wide = cv2.dilate(is_red, np.ones((7, 7), "uint8"))
+    rng, elsewhere = np.random.default_rng(42), []
+    for _ in range(SHUFFLES):
+        moved = np.roll(wide[:, :: rng.choice([-1, 1])], rng.integers(wide.shape), axis=(0, 1))
+        elsewhere.append(float(ask(cv2.inpaint(picture, np.ascontiguousarray(moved), 5, cv2.INPAINT_TELEA))))
+    before, after = [], []
+    for path in np.array(lesson["test_batches"].filepaths)[lesson["truth"] == 1]:
+        child = np.asarray(keras.utils.load_img(path))
+        height, width = child.shape[:2]
+        mask = cv2.resize(is_red, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        before.append(float(ask(child)))
+        after.append(float(ask(np.where(mask[..., None], (200, 40, 40), child))))
+    return {"elsewhere": elsewhere, "normal, before": before, "normal, with arrows": after}
 
 
 def train_article_head(seed: int, epochs: int) -> keras.Model:
@@ -286,7 +325,7 @@ def fit_batches() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             lesson["model"].compile(run_eagerly=True)
 
     epochs = binary_lesson()["NUM_EPOCHS"]
-    known = [binary_lesson()[name] for name in ("small_images", "SEED", "BATCH_SIZE")]
+    known = [binary_lesson()[name] for name in ("test_images", "SEED", "BATCH_SIZE")]
     known += [vars(binary_lesson()["train_datagen"]), conv_base.get_weights(), epochs]
     path = LEFT / f"fit_{joblib.hash(known)}.npz"
     if not path.exists():
@@ -300,64 +339,53 @@ def fit_batches() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return file["features"], file["labels"], file["ends"]
 
 
-@functools.cache
-def swapped_features() -> tuple[pd.DataFrame, np.ndarray]:
-    """Return Binary's swapped pairs (share, pair, frame, center), and their features."""
-    lesson = binary_lesson()
-    images, pairs = lesson["small_images"], []
-    for share in (0.5, 0.7, 0.9):
-        for name, (frames, centers) in lesson["PAIRS"].items():
-            pairs += [(share, name, f, c) for f in frames for c in centers if f != c]
-    swapped = [lesson["swap_center"](images[f], images[c], share) for share, _, f, c in pairs]
-    table = pd.DataFrame(pairs, columns=["share", "pair", "frame", "center"])
-    return table, features_of(np.stack(swapped))
-
-
-@functools.cache
-def marks_features() -> dict[str, np.ndarray]:
-    """Return the features of Binary's three pictures of section 6; none of them where they are not there."""
-    lesson, names = binary_lesson(), ["normal", "arrows", "without arrows"]
-    small = [lesson["small_copy"](image) for image in lesson["pictures"]]
-    return dict(zip(names, features_of(np.stack(small)))) if len(small) == 3 else {}
-
-
 def features_of(images: np.ndarray) -> np.ndarray:
     """Return the features of images, float (n, size, size, 3), 0 to 1; kept on disk."""
     conv_base = binary_lesson()["conv_base"]
-    path = LEFT / f"{joblib.hash([images, conv_base.get_weights()])}.npy"
+    path = LEFT / f"{joblib.hash([images, weights_hash()])}.npy"
     if not path.exists():
         np.save(path, conv_base.predict(images, binary_lesson()["BATCH_SIZE"], verbose=0))
     return np.load(path)
 
 
+@functools.cache
+def weights_hash() -> str:
+    return xray.weights_sha256(binary_lesson()["conv_base"])
+
+
 def measure_exercises(once: Callable) -> dict:
-    measures = {1: stopped, 2: frames, 3: without_patients, 4: remedy, 7: new_pipeline}
+    measures = {2: stopped, 3: frames, 4: without_patients, 5: remedy, 6: other_features, 7: new_pipeline}
     binary = {str(number): once(f"binary {number}", measure) for number, measure in measures.items()}
-    binary |= {str(number): once(f"binary {number}", other_features, number) for number in (5, 6)}
     return {"binary": binary, "multi": once("multi", multi_exercises)}
 
 
-def run_exercise(number: int) -> tuple[dict, list[int]]:
-    """Run the code of one of Binary's exercises at the lesson's end; return its variables, and "a of n" as printed."""
-    text = cell(BINARY, "exercises").split(f"\n{number}. ")[1].partition("<details>")[0]
-    lesson, printed = dict(binary_lesson()), io.StringIO()
+def run_exercise(number: int, old: str = "", new: str = "") -> tuple[dict, list[int]]:
+    """Run the code of one of Binary's exercises at the lesson's end; return its variables, and "a of n" as printed.
+
+    old, new: what the exercise asks to change in it.
+    """
+    code, lesson, printed = exercise_code(BINARY, number), dict(binary_lesson()), io.StringIO()
+    assert old in code
     with contextlib.redirect_stdout(printed):
-        exec(textwrap.dedent(re.search(r" *```python\n(.*?)```", text, re.DOTALL)[1]), lesson)
+        exec(code.replace(old, new), lesson)
     return lesson, [int(word) for pair in re.findall(r"(\d+) of (\d+)", printed.getvalue()) for word in pair]
 
 
 def stopped() -> dict:
     """Part 1's model, stopped early."""
-    stops = [epochs for epochs in (2, 5, 20) if epochs <= binary_lesson()["NUM_EPOCHS"]]
-    return {f"{epochs} epochs": ask_head(train_article_head(42, epochs)) for epochs in stops}
+    stops, found = [epochs for epochs in (2, 5, 20) if epochs <= binary_lesson()["NUM_EPOCHS"]], {}
+    for epochs in stops:
+        asked = ask_head(train_article_head(42, epochs))
+        found[f"{epochs} epochs"] = {name: asked[name] for name in ("test", "nih", "collection") if name in asked}
+    return found
 
 
 def frames() -> dict:
     """Heads that see a thin frame alone: right of the test images."""
     lesson, found = binary_lesson(), {}
-    labels, test, names = lesson["labels"], lesson["test"], lesson["table"]["file"] + ".png"
+    labels, test = lesson["labels"], lesson["test"]
     for share in (0.95, 0.98, 1):
-        features = xray.plain_features(lesson["conv_base"], lesson["SMALL"], names, LEFT, black=share)
+        features = xray.plain_features(lesson["conv_base"], lesson["paths"], LEFT, black=share)
         head = lesson["train_head"](features, labels, lesson["train"])
         found[str(share)] = {"test": right(head, features[test], labels[test])}
     return found
@@ -365,20 +393,28 @@ def frames() -> dict:
 
 def without_patients() -> dict:
     """A head that has seen none of the test set's patients."""
-    lesson, (correct, n) = run_exercise(3)
-    return {"test": correct, "n": n, "left_out": len(lesson["train"]) - len(lesson["others"])}
+    lesson, (correct, n) = run_exercise(4)
+    return {"test": correct, "n": n, "left_out": len(lesson["train"]) - len(lesson["others_train"])}
 
 
 def remedy() -> dict:
     """COVID-19 against everyone else, cross-validated: right and all, by group."""
-    lesson, _ = run_exercise(4)
-    by_group = lesson["right_now"].groupby(lesson["groups"])
+    lesson, _ = run_exercise(5)
+    by_group = lesson["right_now"].groupby(lesson["sources"])
     return {name: {"right": int(hits.sum()), "n": len(hits)} for name, hits in by_group}
 
 
-def other_features(number: int) -> dict:
-    """VGG16 that has never seen a photograph (exercise 5), or sees the pixels that it was trained on (6)."""
-    return dict(zip(("test", "n", "cross_validated", "cross_validated_n"), run_exercise(number)[1]))
+def other_features() -> dict:
+    """VGG16 that has never seen a photograph, and one that sees the pixels that it was trained on."""
+    names = ("test", "n", "cross_validated", "cross_validated_n")
+    code = exercise_code(BINARY, 6)
+    (random,) = re.findall(r"VGG16\(weights=None.*\)\n", code)
+    preprocessed = "ImageDataGenerator(preprocessing_function=keras.applications.vgg16.preprocess_input)"
+    own = code.replace(random, "conv_base\n").replace("datagen = test_datagen", f"datagen = {preprocessed}")
+    return {
+        "random": dict(zip(names, run_exercise(6)[1])),
+        "own pixels": dict(zip(names, run_exercise(6, code, own)[1])),
+    }
 
 
 def new_pipeline() -> dict:
@@ -454,14 +490,15 @@ def main() -> None:
             return pieces[name]
 
         results[part] = PARTS[part](once)
-        run = binary_lesson()["run"].results
-        results["about"] = {"dataset": run["dataset"], "weights": run["weights"], "keras": keras.__version__}
+        results["about"] = {"dataset": binary_lesson()["files"]["dataset"], "keras": keras.__version__}
         del results["unfinished"][part]
         save()
         print(f"{part} is saved in {path}", flush=True)
 
 
-PARTS = {name: globals()[f"measure_{name}"] for name in ("seeds", "like_for_like", "shuffled", "heads", "exercises")}
+PARTS = {
+    name: globals()[f"measure_{name}"] for name in ("heads", "marks", "like_for_like", "shuffled", "exercises", "seeds")
+}
 
 if __name__ == "__main__":
     main()

@@ -1,16 +1,18 @@
-"""Copy what a run on the article's images left in output/ to notebooks/: results, and the figures of the READMEs.
+"""Copy what a run on the article's images left in output/ to notebooks/: results, figures, and what the cells printed.
 
     python tests/tools/results.py
 
-It refuses results of other images or other weights, and results that other code made. Each result file is stamped with
-`code`, a hash of that code, so that a test can tell when a lesson has changed since.
+It refuses results of other images, other weights, or other code. A picture that shows an X-ray is never copied: cells
+that draw one have the tag "shows-xrays", and a line stands in its place. A cell keeps its outputs as long as its code
+is the code that made them: `outputs-of` in its metadata is a hash of that code, and a test holds it. If you edit a
+cell, clear its outputs, or run `make run results`.
 """
 
-import ast
+import base64
 import hashlib
 import json
 import os
-import shutil
+import re
 import sys
 from pathlib import Path
 
@@ -18,76 +20,93 @@ import pack
 
 RESULTS = pack.ROOT / "notebooks" / "results"
 FIGURES = pack.ROOT / "notebooks" / "figures"
-SHOWN = (  # figures that may be committed: none of them shows an X-ray
-    "binary_controls.png",
-    "binary_curves.png",
-    "binary_like_for_like.png",
-    "binary_roc.png",
-    "multi_augmentations.png",
-    "multi_confusions_cv.png",
-    "multi_curves_augmentations.png",
-    "multi_curves_four.png",
-    "multi_curves_three.png",
-)
 LESSONS = {"binary": "Covid19_GradientCrescent_Binary.ipynb", "multi": "Covid19_GradientCrescent_Multi.ipynb"}
-ADDED_SINCE = {"kind", "type_comment", "type_params"}  # fields of Python's syntax tree that say nothing here
+SHOWN = {  # figures of the READMEs, and the cell that draws each; none of them shows an X-ray
+    "silly.png": ("binary", "silly-figure"),
+    "like_for_like.png": ("binary", "like-for-like-figure"),
+    "swap.png": ("binary", "swap-plot"),
+    "augmentations.png": ("multi", "cross-validated"),
+}
+INSTEAD = "X-rays appear here when you run this cell."
+TIMES = r" - \d+s - \d+m?s/step"  # Keras says how long an epoch took
 
 
-def structure(node: object) -> object:
-    """Return the syntax tree below `node` as nested lists, the same on Python 3.10 to 3.13, without docstrings."""
-    if isinstance(node, list):
-        return [structure(item) for item in node]
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
-        node.body = node.body[1:]
-    fields = [(name, value) for name, value in ast.iter_fields(node) if name not in ADDED_SINCE]
-    return [type(node).__name__, *([name, structure(value)] for name, value in fields if value not in (None, []))]
+def code_hash(source: str) -> str:
+    """Return the first digits of the SHA-256 of a cell's code."""
+    return hashlib.sha256(source.encode()).hexdigest()[:12]
 
 
-def code_hash(notebook: Path) -> str:
-    """Return the SHA-256 of a lesson's code: its code cells and the toolbox that is packed in it.
-
-    Comments, layout, docstrings, and text cells do not count. (A test holds the packed toolbox to the modules.)
-    """
-    sources = []
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        source = "".join(cell["source"])
-        if cell["id"] == "toolbox":
-            files = pack.split_cell(source)[1]
-            sources += [files[name].decode() for name in sorted(files) if name.endswith(".py")]
-        elif cell["cell_type"] == "code":
-            sources.append(source)
-    trees = [structure(ast.parse(source)) for source in sources]
-    return hashlib.sha256(json.dumps(trees).encode()).hexdigest()
+def clean_text(text: str) -> str:
+    """Return what a cell printed without bars of progress and without times that differ from run to run."""
+    lines = [line for line in text.splitlines(keepends=True) if "\r" not in line and "%|" not in line]
+    return re.sub(TIMES, "", "".join(lines))
 
 
-def why_not(name: str, results: dict, executed: Path) -> str:
-    """Return why a lesson's results are not to be committed, or ""."""
-    if results["dataset"] != "Covid_Data_GradientCrescent":  # so the toolbox calls them if all are the article's
-        return f"they are of {results['dataset']}, not of the article's images"
-    if results.get("weights") != "imagenet":
-        return "they are not of VGG16's ImageNet weights"
-    if code_hash(executed) != code_hash(pack.ROOT / "notebooks" / LESSONS[name]):
-        return "the lesson or the toolbox has changed since, or its settings were others"
-    return ""
+def clean_outputs(cell: dict) -> list[dict]:
+    """Return the outputs of an executed cell as they may be committed."""
+    kept, hidden = [], False
+    for output in cell["outputs"]:
+        if output["output_type"] == "stream":
+            text = clean_text("".join(output["text"]))
+            if output["name"] == "stdout" and text.strip():
+                kept.append({"name": "stdout", "output_type": "stream", "text": text.splitlines(keepends=True)})
+            continue
+        if "image/png" in output.get("data", {}) and "shows-xrays" in cell["metadata"].get("tags", []):
+            hidden = True
+            continue
+        kept.append({**output, "metadata": {}})
+    if hidden:
+        data = {"text/markdown": [f"*{INSTEAD}*"], "text/plain": [INSTEAD]}
+        kept.append({"data": data, "metadata": {}, "output_type": "display_data"})
+    return kept
+
+
+def with_outputs(committed: dict, executed: dict) -> dict:
+    """Return a notebook with the outputs of its executed copy; exits if their code differs."""
+    made = {cell["id"]: cell for cell in executed["cells"]}
+    number = 0
+    for cell in committed["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        if "".join(cell["source"]) != "".join(made.get(cell["id"], {"source": ""})["source"]):
+            sys.exit(f"Problem: cell {cell['id']} has changed since that run. Run `make sync run`, then this again.")
+        number += 1
+        cell["outputs"] = clean_outputs(made[cell["id"]])
+        cell["execution_count"] = number
+        for output in cell["outputs"]:
+            if output["output_type"] == "execute_result":
+                output["execution_count"] = number
+        cell["metadata"]["outputs-of"] = code_hash("".join(cell["source"]))
+    return committed
+
+
+def pictures_of(notebook: dict, name: str) -> list[bytes]:
+    """Return the pictures, as PNG, under the cell whose id is `name`."""
+    (cell,) = (cell for cell in notebook["cells"] if cell["id"] == name)
+    found = [output.get("data", {}).get("image/png") for output in cell["outputs"]]
+    return [base64.b64decode("".join(data)) for data in found if data]
 
 
 def main() -> None:
     """Copy all, or say in one line why not and exit with 1."""
     output = Path(os.environ.get("COVID_XRAY_OUTPUT") or pack.ROOT / "output")
-    texts = {}
+    texts, notebooks = {}, {}
     for name, lesson in LESSONS.items():
-        results = json.loads((output / f"{name}.json").read_text(encoding="utf-8"))
-        if reason := why_not(name, results, output / lesson):
-            sys.exit(f"Problem: {name}'s results stay as they are: {reason}. Run `make sync run`, then this again.")
-        results["code"] = code_hash(output / lesson)
-        texts[RESULTS / f"{name}.json"] = json.dumps(results, indent=1) + "\n"
-    for name in SHOWN:
-        shutil.copyfile(output / name, FIGURES / name)
+        text = (output / f"{name}.json").read_text(encoding="utf-8")
+        results = json.loads(text)
+        if (results["dataset"], results["weights"]) != ("Covid_Data_GradientCrescent", "imagenet"):
+            sys.exit(f"Problem: {name}'s results are of {results['dataset']} and {results['weights']} weights.")
+        executed = json.loads((output / lesson).read_text(encoding="utf-8"))
+        committed = json.loads((pack.ROOT / "notebooks" / lesson).read_text(encoding="utf-8"))
+        notebooks[name] = with_outputs(committed, executed)
+        texts[RESULTS / f"{name}.json"] = text
+        texts[pack.ROOT / "notebooks" / lesson] = json.dumps(notebooks[name], indent=1, ensure_ascii=False) + "\n"
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8", newline="\n")
-    print(f"Copied {len(texts)} result files and {len(SHOWN)} figures. Now run `make sync` for the READMEs' tables.")
+    for name, (lesson, cell) in SHOWN.items():
+        (picture,) = pictures_of(notebooks[lesson], cell)
+        (FIGURES / name).write_bytes(picture)
+    print(f"Copied {len(texts)} files and {len(SHOWN)} figures. Now run `make sync` for the READMEs' tables.")
 
 
 if __name__ == "__main__":
