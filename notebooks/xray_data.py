@@ -7,9 +7,9 @@ each. A name alone decides nothing.
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import io
+import itertools
 import os
 import posixpath
 import re
@@ -22,10 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
-import cv2
 import numpy as np
 import pandas as pd
 import requests
+from PIL import Image
 from tqdm import tqdm
 
 
@@ -37,12 +37,14 @@ class SetupError(RuntimeError):
         return [f"SetupError: {self}"]
 
 
-HERE = Path(__file__).resolve().parent
 ARTICLE_NAME = "Covid_Data_GradientCrescent"  # of its data set
 RAW_URL = "https://raw.githubusercontent.com"
 TIMEOUT = 60  # seconds that a server may be silent
 MOST_FAILURES = 8  # after so many failed downloads of controls, the rest are not tried
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")  # what the lessons read
+FORMATS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff")  # that Keras reads
+LEAST_CONTRAST = 64  # gray levels between the darkest and the brightest 1% of an image; 0 to 255 are possible
+SPLITS = ("train", "test")
+HOW_MANY = "Each class needs five or more images in train/, and one or more in test/."
 
 LABELS = {
     "covid": "COVID-19",
@@ -64,13 +66,16 @@ def label_of(class_name: str) -> str:
 
 # The list of images, a row each, all of it text: split, class, filename, patient, ... Of controls, `class` is the group
 # of their findings. In a clone it is in data/. Where a notebook runs alone, its toolbox cell puts it beside this file.
+HERE = Path(__file__).resolve().parent
 LISTS = HERE / "manifest.csv", HERE.parent / "data" / "manifest.csv"
 MANIFEST = pd.read_csv(next(filter(Path.exists, LISTS), LISTS[1]), dtype=str, keep_default_na=False)
-ARTICLE = MANIFEST[MANIFEST["split"].isin(["train", "test"])]
+ARTICLE = MANIFEST[MANIFEST["split"].isin(SPLITS)]
 CONTROLS = {
-    "controls": MANIFEST[MANIFEST["split"] == "control"],
-    "nih_no_finding": MANIFEST[MANIFEST["split"] == "no_finding"],
+    "nih": MANIFEST[MANIFEST["split"] == "no_finding"],
+    "collection": MANIFEST[MANIFEST["split"] == "control"],
 }
+FOLDERS = {"nih": "nih_no_finding", "collection": "controls"}  # of the controls, on disk
+CONTROL_COLUMNS = ["file", "filename", "group", "answer", "patient", "age", "sex", "view", "page", "site"]
 
 
 def progress(steps: Iterable, what: str, total: int | None = None) -> Iterator:
@@ -86,40 +91,37 @@ def progress(steps: Iterable, what: str, total: int | None = None) -> Iterator:
 def read_bytes(path: Path) -> bytes:
     """Return a file's content; raises SetupError with the file and the reason."""
     try:
-        return Path(path).read_bytes()
+        return path.read_bytes()
     except OSError as error:
-        raise SetupError(f"{path} cannot be read: {error.strerror}.") from None
+        raise SetupError(f"{path} cannot be read: {error.strerror}. Replace or delete it, and run again.") from None
 
 
-def git_blob(path: Path) -> str:
-    """Return the name that git gives to a file's content: SHA-1 of "blob", its length, a zero byte, its bytes."""
-    data = read_bytes(path)
+def blob_of(data: bytes) -> str:
+    """Return the name that git gives to a content: SHA-1 of "blob", its length, a zero byte, its bytes."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Read an image file as the lessons do, as RGB, uint8 (height, width, 3).
-
-    Raises SetupError for what is no image, and for one that is nearly black, such as a scan of 12 bits in a file of 16.
-    """
-    image = cv2.imdecode(np.frombuffer(read_bytes(path) or b"0", np.uint8), cv2.IMREAD_COLOR)
-    if image is None or is_nearly_black(image):
-        raise SetupError(f"{path} is no image, or nearly black. Replace or delete it, then run again.")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def is_nearly_black(image: np.ndarray) -> bool:
-    """Tell whether 99% of an 8-bit image is below 64: the rest may be a marker."""
-    small = cv2.resize(image, (150, 150), interpolation=cv2.INTER_NEAREST_EXACT)
-    return bool(np.quantile(small, 0.99) < 64)
+def read_image(path: Path) -> Image.Image:
+    """Decode an image file with Pillow, as Keras does; raises SetupError with the file and what to do."""
+    data, problem = read_bytes(path), "cannot be read as an image. Replace or delete it, and run again."
+    if data[128:132] == b"DICM" or data[4:8] == b"ftyp":
+        problem = "is a DICOM or HEIC file, which is not read here. Save it as PNG, and run again."
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return image
+    except Image.DecompressionBombError:
+        raise SetupError(f"{path} has too many pixels. Make the image smaller, and run again.") from None
+    except Exception:  # Pillow has many ways to say that it cannot
+        raise SetupError(f"{path} {problem}") from None
 
 
-def is_listed(path: Path, blob: str, pixels: str) -> str:
+def match_listed(path: Path, blob: str, pixels: str) -> str:
     """Return how a file agrees with the list: "bytes", or "pixels" (SHA-1 of its RGB pixels), or ""."""
-    if git_blob(path) == blob:
+    if blob_of(read_bytes(path)) == blob:
         return "bytes"
     with contextlib.suppress(SetupError):
-        if pixels and hashlib.sha1(read_image(path).tobytes()).hexdigest() == pixels:
+        if pixels and hashlib.sha1(read_image(path).convert("RGB").tobytes()).hexdigest() == pixels:
             return "pixels"
     return ""
 
@@ -137,11 +139,82 @@ def atomic_write(target: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         raise SetupError(f"{target} cannot be written: {error.strerror}. Fix that, and run again.") from error
     finally:
-        for leftover in target.parent.glob(f"{glob.escape(scratch.name)}*"):
-            leftover.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the folder cannot be made
+            scratch.unlink(missing_ok=True)
 
 
-def check_files(folder: Path, files: Sequence[str]) -> dict[str, str | int]:
+# ------------------------------------------------------------------------------------- folders of images
+
+
+def list_folders(folder: Path) -> list[str]:
+    """Return the names of the class folders in `folder`, sorted; hidden ones are passed over."""
+    if not folder.is_dir():
+        raise SetupError(f"{folder} is no folder. It must hold a folder for each class.")
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def list_files(folder: Path) -> list[str]:
+    """Return the images of `folder`/train and `folder`/test as Keras finds them, relative to `folder`, in order.
+
+    Prints how many other files there are, by their endings. Raises SetupError for what Keras would pass over without
+    a word (linked folders) or take for an image (pipes, links to nothing, hidden files).
+    """
+    images = []
+    others = [path for split in SPLITS for path in (folder / split).glob("*") if path.is_file()]  # in no class folder
+    for place in (folder / split / name for split in SPLITS for name in list_folders(folder / split)):
+        for root, folders, names in sorted(os.walk(place), key=lambda step: step[0]):
+            for path in (Path(root, name) for name in sorted([*folders, *names])):
+                is_image, problem = path.suffix.lower() in FORMATS, ""
+                if path.is_dir() and path.is_symlink():
+                    problem = "is a linked folder, which Keras passes over. Copy what it points to"
+                elif is_image and not path.is_file():
+                    problem = "is no file, but a folder, a pipe, or a link to nothing. Remove or rename it"
+                elif is_image and "/." in path.relative_to(folder).as_posix():
+                    problem = "is hidden, and Keras would read it. Delete it"
+                if problem:
+                    raise SetupError(f"{path} {problem}, and run again.")
+                if path.is_file():
+                    (images if is_image else others).append(path)
+    others = [path for path in others if path.name[0] != "." and path.name.lower() not in ("desktop.ini", "thumbs.db")]
+    if others:
+        endings = Counter(path.suffix.lower() or "no ending" for path in others).most_common()
+        listed = ", ".join(f"{count} {ending}" for ending, count in endings)
+        print(f"{len(others)} files are not read, such as {others[0]} ({listed}). Save images as PNG in class folders.")
+    return [path.relative_to(folder).as_posix() for path in images]
+
+
+def check_images(folder: Path) -> list[str]:
+    """Return the names of the classes in `folder`, the folders of train/ and test/, after reading each image once.
+
+    Raises SetupError, a line with the file and what to do, for the first thing that would go wrong later, or stay
+    unnoticed: what list_files and read_image refuse; fewer than two classes, one without an image in a split, two with
+    one label; an image of more than 8 bits, which Keras cuts off, or without contrast.
+    """
+    files = list_files(folder)
+    class_names = sorted({name for split in SPLITS for name in list_folders(folder / split)})
+    if len(class_names) < 2:
+        raise SetupError(f"{folder / 'train'} needs two or more class folders, and has {len(class_names)}.")
+    for name, split in itertools.product(class_names, SPLITS):
+        if not any(file.startswith(f"{split}/{name}/") for file in files):
+            raise SetupError(f"The class {name} has no image in {folder / split / name}. {HOW_MANY}")
+    for first, second in itertools.combinations(class_names, 2):
+        if label_of(first).casefold() == label_of(second).casefold():
+            raise SetupError(f"The classes {first} and {second} have one label, {label_of(first)}. Rename one.")
+
+    def check(file: str) -> None:
+        image = read_image(folder / file)
+        small = np.asarray(image.convert("RGB").resize((150, 150), Image.Resampling.NEAREST))
+        low, high = np.quantile(small, [0.01, 0.99])  # what 1% of the pixels show may be a marker
+        if image.mode[0] in "IF" or high - low < LEAST_CONTRAST:
+            problem = "has more than 8 bits" if image.mode[0] in "IF" else "is nearly black, or has hardly any contrast"
+            raise SetupError(f"{folder / file} {problem}. Convert all images with data/own_images.py, or delete it.")
+
+    with ThreadPoolExecutor() as pool:
+        list(progress(pool.map(check, files), f"check {folder.name}", len(files)))
+    return class_names
+
+
+def identify_dataset(folder: Path, files: Sequence[str]) -> dict[str, str | int]:
     """Say which data set the images `files` (named relative to `folder`, as in list_images) are, by their bytes.
 
     Returns "dataset" (ARTICLE_NAME, "phantoms", or "own_" and the folder's name), the numbers of files
@@ -152,24 +225,20 @@ def check_files(folder: Path, files: Sequence[str]) -> dict[str, str | int]:
     two = listed[listed["class"].isin(["covid", "normal"])]
     named_alike = set(files) in (set(listed["name"]), set(two["name"]))
     known = listed.set_index("name")[["git_blob", "pixels"]].T.to_dict("list")
-    found = {file: is_listed(folder / file, *known[file]) if file in known else "" for file in files}
-    counts = Counter(found.values())
+    found = Counter(match_listed(folder / file, *known[file]) if file in known else "" for file in files)
+    n, article, same, other = len(files), found["bytes"], found["pixels"], found[""]
     dataset = "own_" + re.sub(r"[^\w-]", "_", folder.resolve().name)
-    n, article, same, other = len(files), counts["bytes"], counts["pixels"], counts[""]
     if named_alike and not other:
         dataset = ARTICLE_NAME
-        sentence = f"{article} of {n} files are the article's own, byte for byte."
-        if same:
-            alike = ", ".join(file for file in files if found[file] == "pixels")
-            sentence += f" {'One has' if same == 1 else f'{same} have'} the same pixels in other bytes: {alike}."
+        with_pixels = f", {'one' if same == 1 else same} with the same pixels" if same else ""
+        sentence = f"{n} of {n} files are the article's own: {article} byte for byte{with_pixels}."
     elif (folder.resolve().parent / "PHANTOMS.txt").exists():
         dataset = "phantoms"
         sentence = f"These {n} images are drawn phantoms, not X-rays. What follows says nothing about X-rays."
     elif named_alike:
-        example = next(file for file in files if not found[file])
         sentence = (
-            f"{n} files with the article's names, {other} of them other files, such as {example}. "
-            "So these are not the article's images. Do not compare the numbers below with the article's."
+            f"{n} files have the article's names, but {other} are other files. So these are not the article's images. "
+            "Do not compare the numbers below with the article's."
         )
     else:
         sentence = f"These are {n} images of your own."
@@ -182,52 +251,41 @@ def check_files(folder: Path, files: Sequence[str]) -> dict[str, str | int]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return in a few words why a download or a file failed: in our own words for common errors."""
-    while error.__cause__ and not isinstance(error, requests.RequestException):  # gdown wraps what went wrong
-        error = error.__cause__
+    """Return in a few words why a download or a file failed."""
     if isinstance(error, requests.HTTPError):
-        status = error.response.status_code
-        return f"HTTP {status}" + (", too many requests: wait some minutes" if status == 429 else "")
-    if "timed out" in str(error):
+        return f"HTTP {error.response.status_code}"
+    if isinstance(error, requests.Timeout):
         return f"no answer within {TIMEOUT} seconds"
-    for kind, words in (
-        (requests.exceptions.SSLError, "its certificate is not trusted here; behind a proxy, set REQUESTS_CA_BUNDLE"),
-        (requests.exceptions.ProxyError, "the proxy that this machine is set to use does not let it through"),
-        (requests.exceptions.ChunkedEncodingError, "the connection was closed too early"),
-        (requests.ConnectionError, "it cannot be reached"),
-    ):
-        if isinstance(error, kind):
-            return words
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+    if isinstance(error, requests.ConnectionError):
+        return "it cannot be reached; behind a proxy, see HTTPS_PROXY and REQUESTS_CA_BUNDLE"
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
 
 
-def find_controls(kind: str, folder: Path, dataset: str, home: Path) -> pd.DataFrame:
+def find_controls(source: str, folder: Path, dataset: str, home: Path) -> pd.DataFrame:
     """Return X-rays of patients without COVID-19, a row each.
 
-    kind: "controls", other diseases in the COVID-19 images' own collection, or "nih_no_finding", adults
-    without a finding, from the NIH. folder: where the lesson's images lie; dataset: as check_files gives it. Columns:
-    file (its path), filename, group (of findings), answer (the class that is right, "" for none),
-    patient, and what else the list knows (age, sex, view).
+    source: "nih", adults without a finding, or "collection", other diseases in the COVID-19 images' own collection.
+    folder: where the lesson's images lie; dataset: as identify_dataset gives it. Columns: file (its path), filename,
+    group (of findings), answer (the class that is right, "" for none), patient, and from the record age, sex, view,
+    page, and site (of the publication), "" where it has none.
 
-    The article's data set has them in `home`/`kind`, fetched from GitHub, each checked by its blob. Phantoms bring
+    The article's data set has them in `home`, fetched from GitHub, each checked by its blob. Phantoms bring
     their own. The table is empty for your own images. Prints how many are missing.
     """
-    table, pictures = CONTROLS[kind].rename(columns={"class": "group"}), home / kind
+    table, pictures = CONTROLS[source].rename(columns={"class": "group"}), home / FOLDERS[source]
     if dataset == "phantoms":
-        pictures = folder.resolve().parent / kind
-        listing = pictures / f"{kind}.csv"
+        pictures = folder.resolve().parent / FOLDERS[source]
+        listing = pictures / f"{FOLDERS[source]}.csv"
         table = pd.read_csv(listing, dtype=str, keep_default_na=False) if listing.exists() else table[:0]
     elif dataset == ARTICLE_NAME:
         table = table[fetch_controls(table, pictures)]
     else:
         table = table[:0]
-    table = table.reset_index(drop=True)
     answers = table["group"].map(RIGHT_ANSWERS).fillna("")
     if "xray" in table:
         answers = answers.where(table["xray"] != "normal", "")  # filed as pneumonia, recorded as a normal X-ray
-    return table.assign(answer=answers, file=[pictures / name for name in table["filename"]])
+    table = table.assign(answer=answers, file=[pictures / name for name in table["filename"]])
+    return table.reindex(columns=CONTROL_COLUMNS, fill_value="").reset_index(drop=True)
 
 
 def fetch_controls(table: pd.DataFrame, pictures: Path) -> np.ndarray:
@@ -238,35 +296,29 @@ def fetch_controls(table: pd.DataFrame, pictures: Path) -> np.ndarray:
     failures = []
 
     def fetch(row: tuple) -> bool:
+        path = pictures / row.filename
+        if path.is_file() and match_listed(path, row.git_blob, row.pixels):
+            return True
         url = f"{RAW_URL}/{row.repository}/{row.commit}/{quote(row.path)}"
-
-        def write(scratch: Path) -> None:
-            answer = requests.get(url, timeout=TIMEOUT)
-            answer.raise_for_status()
-            scratch.write_bytes(answer.content)
-            if git_blob(scratch) != row.git_blob:
-                raise OSError("what came is another file")
-
         try:
             if len(failures) < MOST_FAILURES:
-                atomic_write(pictures / row.filename, write)
+                answer = requests.get(url, timeout=TIMEOUT)
+                answer.raise_for_status()
+                if blob_of(answer.content) != row.git_blob:
+                    raise ValueError("what came is another file")
+                atomic_write(path, lambda scratch: scratch.write_bytes(answer.content))
                 return True
-        except Exception as error:
+        except (requests.RequestException, ValueError, SetupError) as error:
             failures.append(f"{url} ({reason_of(error)})")
         return False
 
-    def is_right(row: tuple) -> bool:
-        path = pictures / row.filename
-        return path.is_file() and bool(is_listed(path, row.git_blob, row.pixels))
-
-    rows = list(table.itertuples(index=False))
-    there = np.array([is_right(row) for row in rows], bool)
-    missing = [row for row, is_there in zip(rows, there) if not is_there]
+    is_new = not all((pictures / name).exists() for name in table["filename"])
     with ThreadPoolExecutor(4) as pool:
-        there[~there] = list(progress(pool.map(fetch, missing), pictures.name, len(missing)))
+        found = pool.map(fetch, table.itertuples(index=False))
+        there = np.array(list(progress(found, pictures.name, len(table) * is_new)), bool)
     if failures:
         print(
-            f"{np.sum(~there)} of {len(rows)} {pictures.name} are missing: {failures[0]}. "
+            f"{np.sum(~there)} of {len(there)} {pictures.name} are missing: {failures[0]}. "
             "The lesson goes on without them. Check the network, and run again."
         )
     return there
@@ -275,37 +327,23 @@ def fetch_controls(table: pd.DataFrame, pictures: Path) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------- tables
 
 
-def list_files(folder: Path) -> list[str]:
-    """Return the images of `folder`/train and `folder`/test that the lessons read, relative to it, in order."""
-    paths = sorted(path for split in ("train", "test") for path in (folder / split).rglob("*"))
-    names = [path.relative_to(folder).as_posix() for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
-    return [name for name in names if "/." not in name]  # no hidden ones
-
-
 def list_images(folder: Path, train_batches: Sequence, valid_batches: Sequence, test_batches: Sequence) -> pd.DataFrame:
     """List the images of three generators (flow_from_directory), a row each, and say what is odd about them.
 
-    folder: where the originals lie. Columns: file (the original, relative to `folder`), small (its shrunken copy, with
-    ".png" after the name), class, label (0, 1, ...), split ("train", "validation", "test"), patient. The images of
-    train/ come first, class by class, and of each class those to validate on, which is Keras's order. Raises
-    SetupError where a class has no image.
+    folder: where train/ and test/ lie. Columns: file (relative to `folder`), class, label (0, 1, ...), split ("train",
+    "validation", "test"), patient. The images of train/ come first, class by class, and of each class those to
+    validate on, which is Keras's order. Raises SetupError where a class has no image in a split.
     """
-
-    def rows_of(split: str, batches: Sequence) -> list[tuple]:
+    rows = []
+    for split, batches in (("validation", valid_batches), ("train", train_batches), ("test", test_batches)):
         class_names = list(batches.class_indices)
-        if set(batches.classes) != set(range(len(class_names))):
-            raise SetupError(
-                f"{folder}: a class has no image for the split {split}. Put five or more images of each class into "
-                "train/, and one into test/."
-            )
+        for missing in set(range(len(class_names))).difference(batches.classes):
+            raise SetupError(f"The class {class_names[missing]} has no image for the split {split}. {HOW_MANY}")
         place = "test" if split == "test" else "train"
-        names = [f"{place}/{Path(name).as_posix()}" for name in batches.filenames]
-        return [(name, class_names[label], label, split) for name, label in zip(names, batches.classes)]
-
-    known = rows_of("validation", valid_batches) + rows_of("train", train_batches)
-    rows = sorted(known, key=lambda row: row[2]) + rows_of("test", test_batches)
-    table = pd.DataFrame(rows, columns=["small", "class", "label", "split"])
-    table.insert(0, "file", table["small"].str.removesuffix(".png"))
+        for name, label in zip(batches.filenames, batches.classes):
+            rows.append((f"{place}/{Path(name).as_posix()}", class_names[label], label, split))
+    rows.sort(key=lambda row: (row[3] == "test", row[2]))
+    table = pd.DataFrame(rows, columns=["file", "class", "label", "split"])
     table["patient"] = patients_of(folder, table["file"])
     report_equal(folder, table)
     return table
@@ -313,10 +351,8 @@ def list_images(folder: Path, train_batches: Sequence, valid_batches: Sequence, 
 
 def report_equal(folder: Path, table: pd.DataFrame) -> None:
     """Print how many files have the same bytes as one in another split or class, with an example."""
-    sizes = pd.Series([(folder / file).stat().st_size for file in table["file"]])
-    alike = table[sizes.duplicated(keep=False).to_numpy()]
-    blobs = [git_blob(folder / file) for file in alike["file"]]
-    mixed = [rows for _, rows in alike.groupby(blobs) if len(rows[["split", "class"]].drop_duplicates()) > 1]
+    blobs = [blob_of(read_bytes(folder / file)) for file in table["file"]]
+    mixed = [rows for _, rows in table.groupby(blobs) if len(rows[["split", "class"]].drop_duplicates()) > 1]
     if mixed:
         first, second = mixed[0].drop_duplicates(["split", "class"])["file"][:2]
         print(
@@ -328,50 +364,41 @@ def report_equal(folder: Path, table: pd.DataFrame) -> None:
 def patients_of(folder: Path, files: Sequence[str]) -> list[str]:
     """Return the patient of each file, named relative to `folder`.
 
-    The article's images are known by name. For others, patients.csv (file, patient) in `folder` says;
-    a file that neither names counts as a patient of its own. A row may name its file as train/a/1.png,
-    by its whole path, or as 1.png where only one file has that name. Prints how many rows match no file
-    and how many files have no row. Raises SetupError for a file with two patients.
+    The article's images are known by name. For others, patients.csv (file, patient) in `folder` says; a file that
+    neither names is a patient of its own. A row may name its file as train/a/1.png, by its whole path, or as 1.png
+    where only one file has that name. Prints how many rows match no file and how many files have no row. Raises
+    SetupError for a list that cannot be read, and for a file with two patients.
     """
     known = dict(zip(ARTICLE["filename"], ARTICLE["patient"]))
-    who = [known.get(posixpath.basename(file), file) for file in files]
+    patients = {file: known.get(posixpath.basename(file), file) for file in files}
     listing = folder / "patients.csv"
     if not listing.exists():
-        return who
+        return list(patients.values())
     try:
-        table = pd.read_csv(io.BytesIO(read_bytes(listing)), dtype=str, encoding="utf-8-sig", keep_default_na=False)
-        table = table.rename(columns=str.strip)
-        rows = [(file, str(patient).strip()) for file, patient in zip(table["file"], table["patient"])]
-    except (KeyError, ValueError, AttributeError):
+        text = io.BytesIO(read_bytes(listing))
+        table = pd.read_csv(text, dtype=str, encoding="utf-8-sig", keep_default_na=False).rename(columns=str.strip)
+        rows = table[["file", "patient"]].fillna("").to_numpy().tolist()
+    except (KeyError, ValueError):
         raise SetupError(f"{listing} needs the columns file and patient, in UTF-8, separated by commas.") from None
 
-    starts = [f"{normalized(str(place))}/" for place in (folder.resolve(), folder.absolute(), folder)]
-    places: dict[str, list[int]] = {}
-    for index, file in enumerate(files):
-        places.setdefault(normalized(file), []).append(index)
-        places.setdefault(normalized(posixpath.basename(file)), []).append(index)
-    told, strangers = {}, []
-    for file, patient in rows:
-        key = normalized(file)
-        for start in starts:
-            key = key.removeprefix(start)
-        found = places.get(key, [])
-        if len(found) > 1:
-            raise SetupError(f"{listing}: {file} is the name of {len(found)} files. Name each as train/CLASS/FILE.")
-        if not found and not (folder / key).is_file():  # it may be of a class that is not asked for
-            strangers.append(file)
-        elif found and patient and told.setdefault(found[0], patient) != patient:
-            both = f"{told[found[0]]!r} and {patient!r}"
-            raise SetupError(f"{listing}: {files[found[0]]} has two patients, {both}. Correct one of the rows.")
-    if strangers:
-        print(f"{len(strangers)} of {len(rows)} rows of patients.csv match no image, such as {strangers[0]!r}.")
-    unlisted = [file for index, file in enumerate(files) if index not in told]
-    if unlisted:
-        print(
-            f"{len(unlisted)} of {len(files)} images have no patient in patients.csv, such as {unlisted[0]}. "
-            "Each counts as a patient of its own."
-        )
-    return [told.get(index, patient) for index, patient in enumerate(who)]
+    names = Counter(posixpath.basename(file) for file in files)
+    places = {normalized(posixpath.basename(file)): file for file in files if names[posixpath.basename(file)] == 1}
+    places |= {normalized(file): file for file in files}
+    patient_by_row, unmatched_rows = {}, []
+    for name, patient in rows:
+        key = normalized(name).removeprefix(f"{normalized(str(folder.absolute()))}/")
+        if key not in places and not (folder / key).is_file():  # it may be of a class that is not asked for
+            unmatched_rows.append(name)
+        elif key in places and patient.strip():
+            if patient_by_row.setdefault(places[key], patient.strip()) != patient.strip():
+                raise SetupError(f"{listing}: {places[key]} has two patients. Correct one of the rows.")
+    if unmatched_rows:
+        example = f"such as {unmatched_rows[0]!r}"
+        print(f"{len(unmatched_rows)} of {len(rows)} rows of patients.csv match no image, or several, {example}.")
+    if missing := [file for file in files if file not in patient_by_row]:
+        print(f"{len(missing)} of {len(files)} images have no patient in patients.csv, such as {missing[0]}. ", end="")
+        print("Each counts as a patient of its own.")
+    return list((patients | patient_by_row).values())
 
 
 def normalized(name: str) -> str:
