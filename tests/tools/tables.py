@@ -22,7 +22,15 @@ LARGER = "always the larger group"
 TASKS = {
     "children": "children of another hospital",
     "nih": "adults of the NIH, no finding",
-    "same_collection": "other diseases, the same collection",
+    "collection": "other diseases, the same collection",
+}
+KINDS = {
+    "black": "90% of height and width black",
+    "pages": "whole pages in a fold",
+    "black_pages": "90% black, whole pages in a fold",
+    "file": "no image: format and color mode of the file",
+    "record": "no image: age, sex, view, where known",
+    "site": "no image: the web site",
 }
 
 
@@ -77,7 +85,7 @@ def spread(found: dict, digits: int = 0) -> str:
 
 
 def results() -> str:
-    cases, cross_validated = MULTI["cases"], MULTI["trust"]["grouped_cv"]["four"]
+    cases, cross_validated = MULTI["cases"], MULTI["trust"]["grouped_cv"]["article"]
     found = [
         ("two: COVID-19, normal", BINARY["cases"]["binary"]["test"], "100% of 2 images"),
         ("three: and bacterial pneumonia", cases["three"]["test"], "100% of 3 images"),
@@ -88,32 +96,9 @@ def results() -> str:
     return as_table(["classes", "test images right", INTERVAL, "the article"], rows)
 
 
-def trust() -> str:
-    two, heads = BINARY["trust"], CHANCE["heads"]["NIH"]["values"]
-    known = len(two["test_images_of_training_patients"])
-    black, black_four = two["blackout"]["binary"], MULTI["trust"]["blackout"]["four"]
-    frames, control = (two["swap"]["0.9"][name] for name in ("COVID-19 frame, normal center", "normal in normal"))
-    others = f"{min(heads)} to {max(heads)}" if min(heads) < max(heads) else f"{min(heads)}, too"
-    task = two["like_for_like"]["same_collection"]
-    answers = {
-        "Do test images show patients of the training set?": f"{known} of the 9 COVID-19 ones do.",
-        "Are the lungs needed?": f"With 90% of height and width black: {correct(black)} (two classes), "
-        f"{correct(black_four)} (four).",
-        "Does it look at the lungs or at the frame?": "Children's normal centers (90% of height and width) in a "
-        f"COVID-19 frame: COVID-19 for {frames['article']} of {frames['n']} pairs; "
-        f"in other children's frames: {control['article']} of {control['n']}.",
-        "What does it predict for adults with no finding, from the NIH?": "The binary model predicts COVID-19 for "
-        f"{covid(two['no_finding'])}; each of {len(heads)} models with other initial weights does so for {others}.",
-        "Can it tell COVID-19 from other diseases in the same collection?": f"{counted(task)}, "
-        f"{percent(task['ci95'])}; {LARGER}: {task['majority']:.0%}. "
-        f"A{CURVE[1:]} {decimal(task['auc'], task['auc_ci95'])}.",
-    }
-    return as_table(["question", "answer"], list(answers.items()))
-
-
 def minutes() -> str:
     rows = [[name, f"{seconds / 60:.0f}"] for name, seconds in seconds_of_lessons().items()]
-    return as_table(["lesson", "minutes on two CPU cores without AVX-512 (installation takes about two more)"], rows)
+    return as_table(["lesson", "minutes on two CPU cores (installation takes about two more)"], rows)
 
 
 # --- notebooks/README.md
@@ -122,24 +107,27 @@ def minutes() -> str:
 def test_sets() -> str:
     rows = []
     for name, case in {"two": BINARY["cases"]["binary"], **MULTI["cases"]}.items():
-        recipe = case.get("augmentation", "article").replace("fine_tuned", "article, fine-tuned")
-        rows.append([name.partition("_")[0], recipe, counted(case["test"]), percent(case["test"]["ci95"])])
+        classes, _, recipe = name.partition("_")
+        recipe = (recipe or "article").replace("fine_tuned", "article, fine-tuned")
+        rows.append([classes, recipe, counted(case["test"]), percent(case["test"]["ci95"])])
     rows.sort(key=lambda row: ("two", "three", "four").index(row[0]))
     return as_table(["classes", "augmentation", "test images right", INTERVAL], rows)
 
 
 def swap() -> str:
-    found, rows = BINARY["trust"]["swap"], []
-    for share, kinds in found.items():
-        rows.append([f"{float(share):.0%}", *(f"{counts['article']} of {counts['n']}" for counts in kinds.values())])
-    head = [f"{kind} ({counts['patients']} pairs of patients)" for kind, counts in found["0.7"].items()]
+    found = pd.DataFrame(BINARY["trust"]["swap"])
+    found["count"] = [f"{row.predicted_covid} of {row.n}" for row in found.itertuples()]
+    table = found.pivot(index="pair", columns=["share", "blur"], values="count").loc[found["pair"].unique()]
+    columns = [(0.7, 2), (0.7, 0), (0.9, 2), (0.9, 0)]
+    head = [f"{share:.0%}, {'blended' if blur else 'hard edge'}" for share, blur in columns]
+    rows = [[pair, *(table.loc[pair, column] for column in columns)] for pair in table.index]
     return as_table(["center, of height and width", *head], rows)
 
 
 def augmentations() -> str:
     rows = []
     for name, views in zip(RECIPES, (8, 8, 1, 1)):
-        score = MULTI["trust"]["grouped_cv"]["four" if name == "article" else f"four_{name}"]
+        score = MULTI["trust"]["grouped_cv"][name]
         on_views = f"{score['mean_on_views']:.2f}" if "mean_on_views" in score else ""
         rows.append([name, views, score["correct"], decimal(score["accuracy"], score["ci95"]), on_views])
     head = ["augmentation", "views (article: 100)", "right, of 306", "accuracy", "on augmented views"]
@@ -149,12 +137,12 @@ def augmentations() -> str:
 def differences() -> str:
     seeds, rows = CHANCE["seeds"], []
     for name, found in MULTI["trust"]["differences"].items():
-        first, second = (part.removeprefix("four").removeprefix("_") or "article" for part in name.split(" - "))
+        first, second = name.split(" minus ")
         values = [seeds[f"cross-validated, {part}"]["values"] for part in (first, second)]
         points = [100 * (one - other) / seeds["n"]["cross-validated"] for one, other in zip(*values)]
         low, high = (100 * end for end in found["ci95"])
         ours = [f"{100 * found['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}"]
-        rows.append([f"{first} minus {second}", *ours, f"{min(points):+.0f} to {max(points):+.0f}"])
+        rows.append([name, *ours, f"{min(points):+.0f} to {max(points):+.0f}"])
     head = ["paired difference, in points", "seed 42", f"{INTERVAL}, by patient", f"{number_of_seeds()} other seeds"]
     return as_table(head, rows)
 
@@ -167,21 +155,28 @@ def controls() -> str:
         ("four classes, gentle", MULTI["trust"], "_gentle"),
         ("four classes, none", MULTI["trust"], "_none"),
     ):
-        nih, others = found[f"no_finding{suffix}"], found[f"controls{suffix}"]
+        nih, others = found[f"nih{suffix}"], found[f"collection{suffix}"]
         answered = correct(others["with_right_answer"]) if label.startswith("four") else ""
         rows.append([label, covid(nih), correct(nih["with_right_answer"]), covid(others), answered])
-    head = ["model", "NIH: predicted COVID-19", "right: normal"]
-    return as_table([*head, "collection: predicted COVID-19", "right: bacterial or viral"], rows)
+    head = ["model", "NIH: called COVID-19", "right: normal"]
+    return as_table([*head, "collection: called COVID-19", "right: bacterial or viral"], rows)
+
+
+def whole_name(task: str) -> str:
+    """Return what COVID-19 is compared with in a task, and how."""
+    source, _, kind = task.partition("_")
+    return TASKS[source] + (f", {KINDS[kind]}" if kind else "")
 
 
 def like_for_like() -> str:
     rows = []
-    for name, score in BINARY["trust"]["like_for_like"].items():
-        label = "the same, 90% of height and width black" if name.endswith("_blackout") else TASKS[name]
+    scores = BINARY["trust"]["like_for_like"]
+    for name in sorted(scores, key=lambda name: list(TASKS).index(name.partition("_")[0])):
+        score = scores[name]
         right = f"{correct(score)} ({score['patients']})"
         area = decimal(score["auc"], score["auc_ci95"]) if "auc_ci95" in score else f"{score['auc']:.2f}"
-        rows.append([label, right, decimal(score["accuracy"], score["ci95"]), area, f"{score['majority']:.2f}"])
-    return as_table(["COVID-19 against", "right (patients)", "accuracy", CURVE, LARGER], rows)
+        rows.append([whole_name(name), right, decimal(score["accuracy"], score["ci95"]), area])
+    return as_table(["COVID-19 against", "right (patients)", "accuracy", CURVE], rows)
 
 
 # --- data/README.md
@@ -236,32 +231,42 @@ def chance_seeds() -> str:
     return as_table([f"{number_of_seeds()} seeds", "mean ± standard deviation (range)"], rows)
 
 
-def whole_name(task: str) -> str:
-    """Return what COVID-19 is compared with in a task."""
-    black = ", 90% of height and width black" if task.endswith("_blackout") else ""
-    return TASKS[task.removesuffix("_blackout")] + black
-
-
 def chance_like() -> str:
     rows = []
     for name, found in CHANCE["like_for_like"].items():
-        values = [spread(found["accuracy"], 3), spread(found["auc"], 3)]
-        rows.append([whole_name(name), *values, f"{found['majority']:.2f}"])
-    return as_table(["COVID-19 against, five seeds", "accuracy", CURVE, LARGER], rows)
+        if name != "same_site":
+            rows.append([whole_name(name), spread(found["accuracy"], 3), spread(found["auc"], 3)])
+    pairs = CHANCE["like_for_like"]["same_site"]["auc"]
+    rows.append(["pairs from one web site: COVID-19 ranked first", "", spread(pairs, 3)])
+    return as_table(["COVID-19 against, five seeds", "accuracy", CURVE], rows)
 
 
 def chance_shuffled() -> str:
-    """Return areas under the ROC curve with shuffled labels: their mean, and the middle 95% of them."""
+    """Return areas under the ROC curve with shuffled labels, their mean and middle 95%, and with the true ones."""
     rows = []
     for name, found in CHANCE["shuffled"].items():
         low, high = np.percentile(found["auc"]["values"], [2.5, 97.5])
-        rows.append([whole_name(name), f"{found['auc']['mean']:.2f}", f"{low:.2f} to {high:.2f}"])
-    return as_table([f"100 times shuffled labels, {CURVE}", "mean", "middle 95%"], rows)
+        rows.append(
+            [whole_name(name), f"{found['auc']['mean']:.2f}", f"{low:.2f} to {high:.2f}", f"{found['true']:.2f}"]
+        )
+    return as_table([f"100 times shuffled labels, {CURVE}", "mean", "middle 95%", "true labels"], rows)
+
+
+def chance_marks() -> str:
+    found = CHANCE["marks"]["42"]
+    before, after = found["normal, before"], found["normal, with arrows"]
+    span = "{:.3f} to {:.3f}".format
+    rows = [
+        ["as many pixels filled in elsewhere, 100 times", span(min(found["elsewhere"]), max(found["elsewhere"]))],
+        ["the nine normal test X-rays as they are", span(min(before), max(before))],
+        ["the same with red arrows drawn on them", span(min(after), max(after))],
+    ]
+    return as_table(["the X-ray with red arrows, and normal ones", "probability of COVID-19"], rows)
 
 
 def chance_controls() -> str:
     found = CHANCE["seeds"]
-    keys = [f"{group}, {what}" for group in ("NIH", "collection") for what in ("predicted COVID-19", "right")]
+    keys = [f"{group}, {what}" for group in ("nih", "collection") for what in ("predicted COVID-19", "right")]
     rows = [[name, *(spread(found[f"{key}, {name}"]) for key in keys)] for name in RECIPES[:3]]
     head = [f"{key}, of {found['n'][key.replace(', predicted COVID-19', '')]}" for key in keys]
     return as_table([f"{number_of_seeds()} seeds, four classes", *head], rows)
@@ -271,25 +276,40 @@ def chance_heads() -> str:
     found = CHANCE["heads"]
     counts = {
         "test": "test images right",
-        "NIH": "NIH, adults, no finding: predicted COVID-19",
-        "collection": "collection, other diseases: predicted COVID-19",
+        "nih": "NIH, adults, no finding: called COVID-19",
+        "collection": "collection, other diseases: called COVID-19",
     }
     marks = {
         "arrows": "the X-ray with red arrows: probability of COVID-19",
-        "without arrows": "the same without them",
+        "no_arrows": "the same without them",
         "normal": "the X-ray that the record calls normal: probability of COVID-19",
     }
     rows = [[f"{label}, of {found['n'][key]}", spread(found[key])] for key, label in counts.items()]
+    rows += [
+        [f"{name}: probability of COVID-19", spread(found[f"silly, {name}"], 2)] for name in BINARY["trust"]["silly"]
+    ]
     rows += [[label, spread(found[f"marks, {key}"], 2)] for key, label in marks.items()]
     head = [f"{len(found['test']['values'])} heads", "mean (range), or mean ± standard deviation (range)"]
     return as_table(head, rows)
 
 
+def chance_ladder() -> str:
+    found, rows = CHANCE["heads"], []
+    for step in BINARY["trust"]["ladder"]:
+        key = f"ladder, {step['blur']}, {step['black']}"
+        words = f"blur {step['blur']:.0f} pixels, black {step['black']:.0%} of height and width"
+        rows.append([words, spread(found[f"{key}, normal"]), spread(found[f"{key}, COVID-19"])])
+    return as_table(["test X-rays", "normal called COVID-19, of 9", "COVID-19 called so, of 9"], rows)
+
+
 def chance_swap() -> str:
-    found, kinds, rows = CHANCE["heads"], list(BINARY["trust"]["swap"]["0.7"]), []
-    for share in (0.5, 0.7, 0.9):
-        rows.append([f"{share:.0%}", *(spread(found[f"swap, {share}, {kind}"]) for kind in kinds)])
-    return as_table(["center, of height and width", *(f"{kind}, of {found['n'][kind]}" for kind in kinds)], rows)
+    found, rows = CHANCE["heads"], []
+    columns = [(0.7, 2), (0.7, 0), (0.9, 2), (0.9, 0)]
+    for pair in dict.fromkeys(row["pair"] for row in BINARY["trust"]["swap"]):
+        counts = [spread(found[f"swap, {share}, {blur}, {pair}"]) for share, blur in columns]
+        rows.append([f"{pair}, of {found['n'][f'swap, 0.7, 2, {pair}']}", *counts])
+    head = [f"{share:.0%}, {'blended' if blur else 'hard edge'}" for share, blur in columns]
+    return as_table(["center, of height and width", *head], rows)
 
 
 # --- tests/README.md: speed
@@ -326,29 +346,6 @@ def speed_first() -> str:
         rows.append([f"{key.replace('_', ' ')}, in Binary", f"{first['Binary']['begin'] + first['Binary'][key]:.0f} s"])
     rows.append(["the last page", f"{first['end']:.0f} s"])
     return as_table(["from `make run` until", ""], rows)
-
-
-def speed_image() -> str:
-    found = BENCH["image"]
-    names = {
-        "alone": "VGG16 alone, on arrays in memory",
-        "fit": "in `fit`: reading, augmentation, VGG16, the head",
-        "fit_untuned": "the same, where tf.data does not tune itself",
-        "extraction": "in `extract_features`: reading, augmentation, VGG16, a file",
-        "augmentation": "reading and augmentation alone",
-    }
-    rows = [[label, f"{found['ms'][key]:.0f} ms", f"{found['ratio'][key]:.2f}"] for key, label in names.items()]
-    return as_table(["an image", "time", "ratio"], rows)
-
-
-def speed_passes() -> str:
-    found, rows = BENCH["passes"], []
-    for name in ("Binary", "Multi"):
-        seen = found[name]
-        before = [0, *list(seen.values())[:-1]]
-        parts = [f"{count - earlier:,} in {part}" for (part, count), earlier in zip(seen.items(), before)]
-        rows.append([name, f"{max(seen.values()):,}", ", ".join(parts)])
-    return as_table(["lesson", "images through VGG16", "of them"], rows)
 
 
 def with_tables(text: str) -> str:
