@@ -1,206 +1,95 @@
-"""Prepare images of your own for the lessons: check them, and write a copy that the lessons read.
+"""Copy images of your own so that the lessons can read them: 16-bit images become 8-bit ones, by one rule.
 
     python data/own_images.py FOLDER COPY
 
 FOLDER has train/ and test/, each with one folder per class, and perhaps patients.csv (file, patient). COPY gets the
-same folders. JPEG and PNG files of 8 bits are copied as they are. Other kinds become 8-bit PNG files, and all 16-bit
-images keep the same eight bits, the highest that any of them uses for more than its brightest 1%. What is not read,
-and what patients.csv leaves open, is said. Then set COVID_XRAY_DATA to COPY.
+same files. Those of 8 bits are copied as they are. In the 16-bit ones, gray level LOW becomes 0, and HIGH becomes 255:
+the darkest and the brightest that any of them shows in more than 1% of its pixels. It does not matter how many bits
+are in use, or from where they count. What cannot be read is said. Then set COVID_XRAY_DATA to COPY.
 """
 
-import contextlib
-import io
-import os
 import shutil
 import sys
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "notebooks"))
 
-import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
-import PIL.Image  # noqa: E402
 import xray_data  # noqa: E402
-from xray_data import SetupError, read_bytes  # noqa: E402
+from PIL import Image  # noqa: E402
+from xray_data import SetupError  # noqa: E402
 
-SUFFIXES = {*xray_data.IMAGE_SUFFIXES, ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
-NO_IMAGES = {"desktop.ini", "thumbs.db"}  # as operating systems leave them behind
-SAVE_AS = "Save it as an 8-bit or 16-bit PNG, gray or RGB."
+WHITE_IS_ZERO = (262, 0)  # a tag of TIFF files, PhotometricInterpretation, and its value
 
 
-def decode(path: Path) -> np.ndarray:
-    """Decode an image file as RGB, uint8 or uint16 (height, width, 3).
+def read_deep(path: Path) -> np.ndarray | None:
+    """Return a gray image of 16 bits, uint16 (height, width), or None for one of 8 bits or fewer.
 
-    Raises SetupError for what is no image, is damaged, or is of a kind that would be read wrongly.
+    Raises SetupError for what is damaged, and for pixels of 32 bits.
     """
-    data = read_bytes(path)
-    for kind, found in (("DICOM", data[128:132] == b"DICM"), ("HEIC or AVIF", data[4:8] == b"ftyp")):
-        if found:
-            raise SetupError(f"{path} is a {kind} file, which is not read here. {SAVE_AS}")
-    image = None
-    try:
-        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            image = decode_tiff(data, path)
-        else:
-            image = decode_any(data)
-        if image.dtype in (np.uint8, np.uint16):
-            return image
-    except SetupError:
-        raise
-    except Exception:  # OpenCV and Pillow have many ways to say that they cannot
-        with contextlib.suppress(cv2.error):
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is not None:
-        raise SetupError(f"{path} holds pixels of a kind that is not read here ({image.dtype}). {SAVE_AS}")
-    raise SetupError(f"{path} cannot be read as an image. Replace or delete it, then run again.")
+    image = xray_data.read_image(path)
+    if image.mode[0] not in "IF":
+        return None
+    if not image.mode.startswith("I;16"):
+        raise SetupError(f"{path} has pixels of 32 bits, or with a sign. Save it as a 16-bit PNG, and run again.")
+    pixels = np.asarray(image).astype(np.uint16)  # in this machine's byte order
+    return ~pixels if WHITE_IS_ZERO in getattr(image, "tag_v2", {}).items() else pixels
 
 
-def decode_tiff(data: bytes, path: Path) -> np.ndarray:
-    """Decode a TIFF's content as decode does; of its many kinds OpenCV misreads some without a word."""
-    with PIL.Image.open(io.BytesIO(data)) as picture:
-        tags = picture.tag_v2
-        bits, unsigned = max(tags.get(258, (1,))), set(tags.get(339, (1,))) == {1}
-        white_is_zero, planes_apart = tags.get(262) == 0, tags.get(284) == 2
-        if bits <= 8 and unsigned:
-            return np.asarray(picture.convert("RGB"))
-    if bits != 16 or not unsigned or planes_apart:
-        raise SetupError(f"{path} holds pixels of a kind that is not read here ({bits} bits). {SAVE_AS}")
-    return ~decode_any(data) if white_is_zero else decode_any(data)
+def range_of(pixels: np.ndarray) -> tuple[float, float]:
+    """Return the gray levels that leave the darkest and the brightest 1% of an image out.
 
-
-def decode_any(data: bytes) -> np.ndarray:
-    """Decode a file's content with OpenCV as RGB, in its own depth; IMREAD_COLOR_RGB would garble 16-bit TIFF."""
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def bits_in_use(image: np.ndarray) -> int:
-    """Return how many bits, 8 to 16, hold all but the brightest 1% of a 16-bit image: a marker changes nothing."""
-    step = max(1, min(image.shape[:2]) // 500)
-    return max(8, int(np.quantile(image[::step, ::step], 0.99)).bit_length())
-
-
-def to_8_bits(image: np.ndarray, bits: int) -> np.ndarray:
-    """Return the highest eight of `bits` bits of a 16-bit image; what is brighter becomes white."""
-    return np.minimum(image >> (bits - 8), 255).astype(np.uint8)
-
-
-def walk(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the images below `folder`, in order, and the files that are not read; hidden ones are neither.
-
-    Names are relative to `folder`, with slashes. Raises SetupError for a folder that cannot be listed.
+    The file format's ends, 0 and 65535, do not count where there is anything else: they are borders and markers.
     """
-
-    def refuse(error: OSError) -> None:
-        raise SetupError(f"{error.filename} cannot be listed: {error.strerror}.")
-
-    images, others = [], []
-    for root, _, files in sorted(os.walk(folder, onerror=refuse)):
-        for name in sorted(files):
-            path = Path(root, name).relative_to(folder)
-            if any(part[0] == "." for part in path.parts) or name.lower() in NO_IMAGES:
-                continue
-            (images if path.suffix.lower() in SUFFIXES else others).append(path.as_posix())
-    return images, others
-
-
-def list_folders(folder: Path) -> list[str]:
-    """Return the names of the folders in `folder`, sorted; hidden ones are passed over."""
-    try:
-        return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-    except OSError as error:
-        raise SetupError(f"{error.filename} cannot be listed: {error.strerror}.") from None
-
-
-def find_files(folder: Path) -> list[str]:
-    """Return the images of `folder`, named from there, and print what is not read.
-
-    Raises SetupError where there is but one class, or one that train/ or test/ has no image of.
-    """
-    class_names = sorted({*list_folders(folder / "train"), *list_folders(folder / "test")})
-    if len(class_names) < 2:
-        raise SetupError(f"{folder / 'train'} needs two or more class folders, and has {len(class_names)}.")
-    files, unread = [], []
-    for place in [Path(split, name) for split in ("train", "test") for name in class_names]:
-        images, others = walk(folder / place) if (folder / place).is_dir() else ([], [])
-        if not images:
-            raise SetupError(f"{folder / place} holds no image. Every class needs some in train/ and in test/.")
-        files += [(place / image).as_posix() for image in images]
-        unread += [(place / other).as_posix() for other in others]
-    report_unread(folder, unread)
-    return files
-
-
-def report_unread(folder: Path, unread: Sequence[str]) -> None:
-    """Print, by kind, how many files of the class folders are not read, and images elsewhere in `folder`."""
-    kinds = Counter(Path(name).suffix.lower() or "no ending" for name in unread)
-    if kinds:
-        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        print(f"{len(unread)} files are not read, such as {unread[0]} ({listed}). {SAVE_AS}")
-    for place in list_folders(folder):
-        with contextlib.suppress(SetupError):  # another folder that cannot be listed does not matter
-            images = walk(folder / place)[0]
-            loose = [name for name in images if "/" not in name]
-            if place in ("train", "test") and loose:
-                print(f"{len(loose)} images in {place}/ are in no class folder, such as {loose[0]}. Not read.")
-            elif place not in ("train", "test") and images:
-                print(f"{len(images)} images in {place}/ are not read. Put images into train/CLASS and test/CLASS.")
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a new file; raises SetupError with the file and the reason, such as another image of that name."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "xb") as file:
-            file.write(data)
-    except OSError as error:
-        raise SetupError(f"{path} cannot be written: {error.strerror}.") from None
-
-
-def write_copy(source: Path, target: Path, bits: int) -> Path:
-    """Write the copy of an image: as it is where the lessons read it as it is, or else as 8-bit PNG; returns its path.
-
-    bits: how many the 16-bit images of the set use.
-    """
-    data, image = read_bytes(source), decode(source)
-    is_read = source.suffix.lower() in xray_data.IMAGE_SUFFIXES and data[:2] in (b"\xff\xd8", b"\x89P")
-    if image.dtype == np.uint16:
-        image, is_read = to_8_bits(image, bits), False
-    if xray_data.is_nearly_black(image):
-        raise SetupError(f"{source} is nearly black. Replace or delete it, then run again.")
-    if not is_read:
-        target = target.with_name(f"{target.name}.png")
-        data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
-    write_file(target, data)
-    return target
+    step = max(1, min(pixels.shape) // 500)
+    sample = pixels[::step, ::step]
+    inside = sample[(sample > 0) & (sample < 65535)]
+    low, high = np.quantile(inside if inside.size else sample, [0.01, 0.99])
+    return float(low), float(high)
 
 
 def prepare(folder: Path, copy: Path) -> None:
-    """Write the copy, with patients.csv, whole or not at all; raises SetupError for the first image that is bad."""
+    """Write the copy, with patients.csv, whole or not at all, and check it as the lessons do.
+
+    Raises SetupError for the first image that is bad.
+    """
     if copy.exists():
         raise SetupError(f"{copy} exists. Name a folder that does not.")
-    files = find_files(folder)
+    files = xray_data.list_files(folder)
     patients = xray_data.patients_of(folder, files)
-    deep = []
-    for file in xray_data.progress(files, "check"):
-        image = decode(folder / file)
-        if image.dtype == np.uint16:
-            deep.append(bits_in_use(image))
-    bits = max(deep, default=8)
-    if deep:
-        print(f"{len(deep)} images have 16 bits a pixel, of which {bits} are in use. The highest eight are kept.")
+    ranges = {}
+    for file in xray_data.progress(files, "read"):
+        pixels = read_deep(folder / file)
+        if pixels is not None:
+            ranges[file] = range_of(pixels)
+    low = min((low for low, _ in ranges.values()), default=0)
+    high = max((high for _, high in ranges.values()), default=255)
+    if ranges:
+        print(
+            f"{len(ranges)} images have 16 bits a pixel. {low:.0f} becomes black and {high:.0f} white, in all of them."
+        )
     try:
-        paths = [write_copy(folder / file, copy / file, bits) for file in xray_data.progress(files, "copy")]
-        table = pd.DataFrame({"file": [path.relative_to(copy).as_posix() for path in paths], "patient": patients})
-        known = table[table["patient"] != files]
+        for file in xray_data.progress(files, "copy"):
+            (copy / file).parent.mkdir(parents=True, exist_ok=True)
+            if file in ranges:
+                shares = (read_deep(folder / file) - low) / max(high - low, 1)
+                gray = Image.fromarray((255 * np.clip(shares, 0, 1)).round().astype(np.uint8))
+                gray.save(copy / file, "TIFF" if file.lower().endswith(("tif", "tiff")) else "PNG")
+            else:
+                shutil.copyfile(folder / file, copy / file)
+        known = pd.DataFrame({"file": files, "patient": patients})
+        known = known[known["patient"] != known["file"]]
         if len(known):
-            write_file(copy / "patients.csv", known.to_csv(index=False).encode())
-    except BaseException:
+            known.to_csv(copy / "patients.csv", index=False)
+        xray_data.check_images(copy)
+    except BaseException as error:
         shutil.rmtree(copy, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise SetupError(f"{copy} cannot be written: {error.strerror}.") from None
+        if isinstance(error, SetupError):  # the copy is gone, so the original is named
+            raise SetupError(str(error).replace(str(copy), str(folder))) from None
         raise
     print(f"{len(files)} images are in {copy}. Set COVID_XRAY_DATA to {copy.resolve()}.")
 

@@ -153,11 +153,11 @@ def list_folders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
-def list_files(folder: Path) -> list[str]:
+def list_files(folder: Path, quiet: bool = False) -> list[str]:
     """Return the images of `folder`/train and `folder`/test as Keras finds them, relative to `folder`, in order.
 
-    Prints how many other files there are, by their endings. Raises SetupError for what Keras would pass over without
-    a word (linked folders) or take for an image (pipes, links to nothing, hidden files).
+    Prints how many other files there are, by their endings, unless it is to be quiet. Raises SetupError for what Keras
+    would pass over without a word (linked folders) or take for an image (pipes, links to nothing, hidden files).
     """
     images = []
     others = [path for split in SPLITS for path in (folder / split).glob("*") if path.is_file()]  # in no class folder
@@ -176,7 +176,7 @@ def list_files(folder: Path) -> list[str]:
                 if path.is_file():
                     (images if is_image else others).append(path)
     others = [path for path in others if path.name[0] != "." and path.name.lower() not in ("desktop.ini", "thumbs.db")]
-    if others:
+    if others and not quiet:
         endings = Counter(path.suffix.lower() or "no ending" for path in others).most_common()
         listed = ", ".join(f"{count} {ending}" for ending, count in endings)
         print(f"{len(others)} files are not read, such as {others[0]} ({listed}). Save images as PNG in class folders.")
