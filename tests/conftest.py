@@ -38,14 +38,13 @@ def tree(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def archive(tree, tmp_path_factory):
-    """The tree as a zip of the article's name, with the rubbish that the article's own zip holds."""
+    """The tree as a zip of the article's name, with a stray file, as the article's own zip has them."""
     path = tmp_path_factory.mktemp("zip") / ZIP
     with zipfile.ZipFile(path, "w") as zipped:
         for file in sorted(tree.rglob("*")):
             if file.is_file() and file.relative_to(tree).parts[0] in ("two", "all"):
                 zipped.write(file, file.relative_to(tree))
         zipped.writestr("all/train/covid/desktop.ini", "[.ShellClassInfo]")
-        zipped.writestr("all/train/covid/._1.jpeg", "what a Mac leaves behind")
     return path
 
 
@@ -68,7 +67,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.pages, self.asked, self.patience = {}, [], threading.Event()
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def put(self, path, body, status=200):
         """Answer `path` so from now on; returns its address. A body of None never answers."""

