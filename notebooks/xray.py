@@ -424,18 +424,21 @@ def plot_scores(scores: Mapping[str, Mapping], measure: str, guess: float, color
     line; colors: of a row, by its name. A name with "black" in it gets a hollow point, one with "no image" a square.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 0.9 + 0.48 * len(scores)))
+    left = guess - 0.1
     for place, (name, scored) in enumerate(scores.items()):
         low, high = scored.get("ci95" if measure == "accuracy" else "auc_ci95", [scored[measure]] * 2)
+        left = min(left, low - 0.03)
         color = colors.get(name, BLUE)
         marker = "s" if "no image" in name else "o"
         axis.plot([low, high], [place, place], color=color, linewidth=3, alpha=0.4, solid_capstyle="butt")
         face = "white" if "black" in name else color
         axis.plot(scored[measure], place, marker, color=color, markerfacecolor=face, markersize=8)
         text = f"{name}: {scored[measure]:.2f}"
-        axis.text(0.26, place - 0.42, text, va="center", color=color, backgroundcolor="white")
+        where = {"xycoords": ("axes fraction", "data"), "va": "center", "backgroundcolor": "white"}
+        axis.annotate(text, (0.01, place - 0.42), color=color, **where)
     axis.axvline(guess, linestyle=":", color="black", zorder=0)
-    axis.annotate("guessing", (guess, len(scores) - 0.5), ha="center", va="center", backgroundcolor="white")
-    axis.set(xlim=(0.25, 1.02), ylim=(len(scores) - 0.3, -0.8), yticks=[])
+    axis.annotate("guessing", (guess, -1), ha="center", va="center", backgroundcolor="white")
+    axis.set(xlim=(left, 1.02), ylim=(len(scores) - 0.3, -1.2), yticks=[])
     axis.spines["left"].set_visible(False)
     figure.supxlabel(f"{MEASURES[measure]}, with its 95% confidence interval by patient", fontsize=10)
     plt.show()
