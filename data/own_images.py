@@ -21,6 +21,7 @@ import xray_data  # noqa: E402
 from PIL import Image  # noqa: E402
 from xray_data import SetupError  # noqa: E402
 
+SAVE_AS = "Save it as a gray PNG of 8 or 16 bits"
 WHITE_IS_ZERO = (262, 0)  # a tag of TIFF files, PhotometricInterpretation, and its value
 
 
@@ -33,7 +34,7 @@ def read_deep(path: Path) -> np.ndarray | None:
     if image.mode[0] not in "IF":
         return None
     if not image.mode.startswith("I;16"):
-        raise SetupError(f"{path} has pixels of 32 bits, or with a sign. Save it as a 16-bit PNG, and run again.")
+        raise SetupError(f"{path} has pixels of 32 bits, or with a sign. {SAVE_AS}, and run again.")
     pixels = np.asarray(image).astype(np.uint16)  # in this machine's byte order
     return ~pixels if WHITE_IS_ZERO in getattr(image, "tag_v2", {}).items() else pixels
 
@@ -89,7 +90,8 @@ def prepare(folder: Path, copy: Path) -> None:
         if isinstance(error, OSError):
             raise SetupError(f"{copy} cannot be written: {error.strerror}.") from None
         if isinstance(error, SetupError):  # the copy is gone, so the original is named
-            raise SetupError(str(error).replace(str(copy), str(folder))) from None
+            problem = str(error).replace(str(copy), str(folder))
+            raise SetupError(problem.replace("Convert all images with data/own_images.py", SAVE_AS)) from None
         raise
     print(f"{len(files)} images are in {copy}. Set COVID_XRAY_DATA to {copy.resolve()}.")
 

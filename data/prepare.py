@@ -73,6 +73,8 @@ def prepare_images() -> tuple[list[Path], str]:
         os.environ["COVID_XRAY_DATA"] = str(Path(setting).expanduser().absolute())
     folders, problems = [], []
     for lesson in LESSONS:
+        if problems and not setting and not (DATA / "all").exists():
+            break  # the same addresses have just been asked
         try:
             folders.append(find_images(lesson))
         except SetupError as error:

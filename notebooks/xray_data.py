@@ -89,7 +89,9 @@ def progress(steps: Iterable, what: str, total: int | None = None) -> Iterator:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return a file's content; raises SetupError with the file and the reason."""
+    """Return a file's content; raises SetupError with the file and the reason, also for a pipe, which would wait."""
+    if path.exists() and not path.is_file():
+        raise SetupError(f"{path} is no file. Remove or rename it, and run again.")
     try:
         return path.read_bytes()
     except OSError as error:
@@ -159,10 +161,14 @@ def list_files(folder: Path, quiet: bool = False) -> list[str]:
     Prints how many other files there are, by their endings, unless it is to be quiet. Raises SetupError for what Keras
     would pass over without a word (linked folders) or take for an image (pipes, links to nothing, hidden files).
     """
+
+    def refuse(error: OSError) -> None:
+        raise SetupError(f"{error.filename} cannot be listed: {error.strerror}.")
+
     images = []
     others = [path for split in SPLITS for path in (folder / split).glob("*") if path.is_file()]  # in no class folder
     for place in (folder / split / name for split in SPLITS for name in list_folders(folder / split)):
-        for root, folders, names in sorted(os.walk(place), key=lambda step: step[0]):
+        for root, folders, names in sorted(os.walk(place, onerror=refuse), key=lambda step: step[0]):
             for path in (Path(root, name) for name in sorted([*folders, *names])):
                 is_image, problem = path.suffix.lower() in FORMATS, ""
                 if path.is_dir() and path.is_symlink():

@@ -187,7 +187,10 @@ CHECKS = [xray_data.check_images, lambda folder: own_images.prepare(folder, fold
 @pytest.mark.parametrize("kind", MAKE)
 def test_what_is_no_file(kind, check, mine):
     """A pipe is never opened: who reads it waits forever."""
-    MAKE[kind](mine / "test" / "apples" / "scan.jpg")
+    with pytest.raises(SetupError, match=r"patients\.csv (is no file|cannot be read)"):
+        MAKE[kind](mine / "patients.csv")
+        xray_data.read_bytes(mine / "patients.csv")
+    (mine / "patients.csv").rename(mine / "test" / "apples" / "scan.jpg")
     with pytest.raises(SetupError, match=r"scan\.jpg is no file, but a folder, a pipe, or a link to nothing\. Remove"):
         check(mine)
 
@@ -322,8 +325,8 @@ def test_an_image_of_another_scale(mine, tmp_path):
     """12 bits beside 16 bits would be nearly black: that is said, not hidden by a scale of its own."""
     write(mine / "train" / "apples" / "16.png", save(deep(16)))
     for pixels, words in (
-        (deep(12), "is nearly black, or has hardly any contrast"),
-        (GRAY.astype(np.float32), "has pixels of 32 bits, or with a sign. Save it as a 16-bit PNG"),
+        (deep(12), "is nearly black, or has hardly any contrast. Save it as a gray PNG of 8 or 16 bits"),
+        (GRAY.astype(np.float32), "has pixels of 32 bits, or with a sign. Save it as a gray PNG of 8 or 16 bits"),
     ):
         write(mine / "train" / "apples" / "other.tif", save(pixels, "TIFF"))
         with pytest.raises(SetupError, match=f"other.tif {words}"):
