@@ -24,7 +24,6 @@ TOOLBOX = """\
 import sys
 from base64 import b85decode
 from io import BytesIO
-from zipfile import ZipFile
 
 TOOLBOX = HOME / "notebooks"  # in a clone
 if not (HOME / "data" / "manifest.csv").exists():
