@@ -47,7 +47,7 @@ def make(folder, *arguments, **settings):
     ours = ("COVID_", "VGG16_", "PIP_", "PYTHON", "MAKE", "MFLAGS", "MPL")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     environment |= {"CALLS": str(folder / "calls"), **settings}
-    command = ["make", "-C", str(folder), *arguments]
+    command = ["make", "--no-print-directory", "-C", str(folder), *arguments]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     calls = folder / "calls"
     lines = calls.read_text().splitlines() if calls.exists() else []
@@ -105,9 +105,8 @@ def test_what_a_shell_sets_for_other_projects(clone):
 
 def test_a_wrong_python(clone):
     """One that is too new, too old, or not there is refused, and .venv stays as it is."""
-    wrong = (
-        f"#!/bin/sh\nexec '{sys.executable}' -c 'import sys; sys.version_info = (3, 14, 0); exec(sys.argv[1])' \"$2\"\n"
-    )
+    code = "import sys; sys.version_info = (3, 14, 0); exec(sys.argv[1])"
+    wrong = f"#!/bin/sh\nexec '{sys.executable}' -c '{code}' \"$2\"\n"
     (clone / ".venv" / "installed").unlink()
     for python in (write_script(clone / "python", wrong), clone / "none"):
         status, output, _ = make(clone, "setup", f"PYTHON={python}", CALLS="/dev/null")
