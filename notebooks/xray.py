@@ -271,7 +271,7 @@ def patient_folds(labels: np.ndarray, patients: Sequence[str], seed: int) -> lis
     """Split rows into five folds: all X-rays of a patient in one, and of each class about a fifth.
 
     Returns pairs of training and held-out rows. Each class needs as many patients as there are folds: with fewer than
-    5, there are fewer folds, and a line says so. Raises SetupError below 2.
+    5, there are fewer folds, and a line says so. Raises SetupError below 2, and if a fold would train without a class.
     """
     names, groups = np.unique(patients, return_inverse=True)  # a number for each patient
     most = int(pd.Series(groups).groupby(np.asarray(labels)).nunique().min())
@@ -280,8 +280,10 @@ def patient_folds(labels: np.ndarray, patients: Sequence[str], seed: int) -> lis
     if most < 5:
         print(f"{most} folds instead of 5: the smallest class has {most} patients.")
     shuffled = np.random.default_rng(seed).permutation(len(names))
-    folds = StratifiedGroupKFold(min(5, most))
-    return list(folds.split(labels, labels, shuffled[groups]))
+    folds = list(StratifiedGroupKFold(min(5, most)).split(labels, labels, shuffled[groups]))
+    if any(set(np.asarray(labels)[rows]) < set(labels) for rows, _ in folds):
+        raise SetupError("One fold would train without a class, whose patients are in others, too: check patients.csv.")
+    return folds
 
 
 def sensitivity_table(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -> pd.DataFrame:
@@ -332,10 +334,10 @@ def set_style(dataset: str) -> None:
         "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, GRAY]),
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "axes.titlesize": 10,
+        "axes.titlesize": 11,
         "figure.constrained_layout.use": True,
         "figure.dpi": 110,
-        "font.size": 10,
+        "font.size": 11,
         "text.parse_math": False,  # a file's name may hold a $
         # The first of these fonts that has a letter draws it; a system has some of those for Chinese, Japanese, Korean.
         "font.family": ["DejaVu Sans", *sorted(CJK_FONTS & set(matplotlib.font_manager.get_font_names()))],
@@ -440,7 +442,7 @@ def plot_scores(scores: Mapping[str, Mapping], measure: str, guess: float, color
     axis.annotate("guessing", (guess, -1), ha="center", va="center", backgroundcolor="white")
     axis.set(xlim=(left, 1.02), ylim=(len(scores) - 0.3, -1.2), yticks=[])
     axis.spines["left"].set_visible(False)
-    figure.supxlabel(f"{MEASURES[measure]}, with its 95% confidence interval by patient", fontsize=10)
+    figure.supxlabel(f"{MEASURES[measure]}, with its 95% confidence interval by patient", fontsize=11)
     plt.show()
 
 
