@@ -1,5 +1,6 @@
 """Run cells of the lessons by their ids: what they define in the open is tested and measured as it stands there."""
 
+import ast
 import json
 import re
 import textwrap
@@ -22,18 +23,29 @@ def cell(notebook, name):
 
 
 def exercise_code(notebook, number):
-    """Return the Python code of an exercise, by its number."""
+    """Return the Python code of an exercise, by its number; "" if it has none."""
     text = cell(notebook, "exercises").split(f"\n{number}. ")[1].partition("<details>")[0]
-    return textwrap.dedent(re.search(r" *```python\n(.*?)```", text, re.DOTALL)[1])
+    found = re.search(r" *```python\n(.*?)```", text, re.DOTALL)
+    return textwrap.dedent(found[1]) if found else ""
+
+
+def run_code(code, variables, name="code"):
+    """Run code on `variables`, which it changes, without magic commands such as %matplotlib.
+
+    Returns the value of its last line, which Jupyter shows, or None.
+    """
+    tree = ast.parse(re.sub(r"^%.*", "", code, flags=re.MULTILINE))
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, name, "exec"), variables)
+    return eval(compile(ast.Expression(last.value), name, "eval"), variables) if last else None
 
 
 def run_cell(notebook, name, variables):
-    """Run one cell on `variables`, which it changes; without magic commands such as %matplotlib."""
-    code = re.sub(r"^%.*", "", cell(notebook, name), flags=re.MULTILINE)
-    exec(compile(code, f"{notebook.stem}, cell {name}", "exec"), variables)
+    """Run one cell on `variables`, as run_code does."""
+    return run_code(cell(notebook, name), variables, f"{notebook.stem}, cell {name}")
 
 
-def run_lesson(notebook, settings, last=None, before=lambda name, variables: None):
+def run_lesson(notebook, settings, last=None, before=lambda name, variables: None, run=run_cell):
     """Run a lesson from its top to the cell `last`, or to its end; return all variables.
 
     settings: what replaces the lesson's own, or what its imports gave. before: called before each cell.
@@ -42,7 +54,7 @@ def run_lesson(notebook, settings, last=None, before=lambda name, variables: Non
     for name in sources(notebook, "code"):
         before(name, variables)
         if name != "toolbox":
-            run_cell(notebook, name, variables)
+            run(notebook, name, variables)
         if name == "settings":
             variables.update(settings)
         if name == last:
