@@ -6,12 +6,15 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import conftest
+import pack
 import pytest
-from conftest import BINARY, MULTI, QUICK, QUICK_MULTI, ROOT, copy_with, execute, outputs_of
+from conftest import BINARY, MULTI, QUICK, QUICK_MULTI, ROOT, ZIP, copy_with, execute, outputs_of
 
 pytestmark = pytest.mark.colab
 ENVIRONMENT = ROOT / ".venv-colab"
 WANTED = ROOT / "tests" / "requirements-colab.txt"
+OLD = "toolbox-000000000000"
 
 
 @pytest.fixture(scope="module")
@@ -30,21 +33,37 @@ def python():
     return str(python)
 
 
-def test_each_notebook_alone(python, tree, weights, tmp_path):
-    """Both lessons run to the end, side by side, on images of COVID_XRAY_DATA."""
-    places = {"COVID_XRAY_DATA": str(tree), "VGG16_WEIGHTS": str(weights)}
+@pytest.fixture(scope="module")
+def runs(python, archive, weights, tmp_path_factory):
+    """Both lessons, side by side, each alone in a folder with files that are not its toolbox: home, cells, by name."""
 
-    def run(notebook, settings):
-        home = tmp_path / notebook.stem
+    def run(notebook, settings, url):
+        home = tmp_path_factory.mktemp(notebook.stem)
+        for place in (home, home / "output" / OLD):
+            place.mkdir(parents=True, exist_ok=True)
+            for module in ("xray.py", "xray_data.py"):
+                (place / module).write_text("raise RuntimeError('another toolbox')", encoding="utf-8")
         copy = copy_with(notebook, home, settings)
-        return home, execute(copy, home, tmp_path / f"{notebook.stem}-page", python, **places)
+        places = {"COVID_XRAY_URL": url, "VGG16_WEIGHTS": str(weights)}
+        return home, execute(copy, home, tmp_path_factory.mktemp("page"), python, **places)
 
-    with ThreadPoolExecutor(2) as pool:
-        (binary, binary_page), (multi, multi_page) = pool.map(run, (BINARY, MULTI), (QUICK, QUICK_MULTI))
+    with conftest.Server() as server, ThreadPoolExecutor(2) as pool:
+        url = server.put(f"/{ZIP}", archive.read_bytes())
+        found = pool.map(run, (BINARY, MULTI), (QUICK, QUICK_MULTI), [url, url])
+        return dict(zip(("binary", "multi"), found))
+
+
+@pytest.mark.parametrize("name, images", [("binary", "two"), ("multi", "all")])
+def test_each_notebook_alone(name, images, runs):
+    """It downloads its images, unpacks its own toolbox and takes no other, and goes on without controls."""
+    home, cells = runs[name]
+    assert outputs_of(cells, "error") == []
+    results = json.loads((home / "output" / f"{name}.json").read_text(encoding="utf-8"))
+    assert results["dataset"].startswith("own") and results["cases"] and len(results["trust"]) >= 5
+    assert not any(key.startswith(("nih", "collection")) for key in results["trust"])
     pinned = dict(line.split("==") for line in WANTED.read_text().splitlines() if "==" in line)
-    for home, page, name in ((binary, binary_page, "binary"), (multi, multi_page, "multi")):
-        assert outputs_of(page, "error") == []
-        results = json.loads((home / "output" / f"{name}.json").read_text(encoding="utf-8"))
-        assert results["dataset"] == "phantoms" and results["cases"] and results["trust"]
-        for package in ("tensorflow", "keras"):
-            assert results["versions"][package] == pinned[package]
+    assert {package: results["versions"][package] for package in ("tensorflow", "keras")}.items() <= pinned.items()
+    assert {path.name for path in (home / "data").iterdir()} == {ZIP, images}
+    (toolbox,) = set((home / "output").glob("toolbox-*")) - {home / "output" / OLD}
+    for file, content in pack.read_packed().items():
+        assert (toolbox / file).read_bytes() == content
