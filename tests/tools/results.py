@@ -49,7 +49,9 @@ def clean_outputs(cell: dict) -> list[dict]:
         if output["output_type"] == "stream":
             text = clean_text("".join(output["text"]))
             if output["name"] == "stdout" and text.strip():
-                kept.append({"name": "stdout", "output_type": "stream", "text": text.splitlines(keepends=True)})
+                if not (kept and kept[-1]["output_type"] == "stream"):
+                    kept.append({"name": "stdout", "output_type": "stream", "text": []})
+                kept[-1]["text"] += text.splitlines(keepends=True)
             continue
         if "image/png" in output.get("data", {}) and "shows-xrays" in cell["metadata"].get("tags", []):
             hidden = True
