@@ -1,4 +1,4 @@
-"""The Makefile in a folder whose path holds a space, with a stand-in for .venv's Python that runs nothing."""
+"""The Makefile in a folder whose path holds a space, with a stand-in for .venv's Python that runs nothing; the page."""
 
 import os
 import re
@@ -8,6 +8,8 @@ import sys
 
 import pytest
 from conftest import ROOT
+from nbconvert import HTMLExporter
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 STAND_IN = """#!/bin/sh
@@ -49,31 +51,28 @@ def make(folder, *arguments, **settings):
     environment |= {"CALLS": str(folder / "calls"), **settings}
     command = ["make", "--no-print-directory", "-C", str(folder), *arguments]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    calls = folder / "calls"
-    lines = calls.read_text().splitlines() if calls.exists() else []
+    lines = (folder / "calls").read_text().splitlines() if (folder / "calls").exists() else []
     return done.returncode, done.stdout, [line.split("|") for line in lines]
 
 
 def test_settings_with_spaces(clone):
-    """Paths relative to the project become absolute, for images, notebook, and page; the page is named at the end."""
+    """Paths relative to the project become absolute, what is set for others goes; the page is named at the end."""
     settings = {"COVID_XRAY_OUTPUT": "my pages", "COVID_XRAY_DATA": "my images", "VGG16_WEIGHTS": "my weights.h5"}
-    status, output, calls = make(clone, "binary", **settings)
+    other = {"PIP_TARGET": "x", "PIP_USER": "1", "PYTHONPATH": "x", "MPLBACKEND": "Agg"}
+    status, output, calls = make(clone, "binary", **settings, **other)
     assert status == 0, output
     assert output.rstrip().endswith(f"Open {clone}/my pages/Covid19_GradientCrescent_Binary.html")
     what = [re.search(r"\w+\.py\b|--to \w+", call[-1])[0] for call in calls]
     assert what == ["prepare.py", "--to notebook", "--to html"]
-    assert [call[:3] for call in calls] == 3 * [[f"{clone}/{name}" for name in settings.values()]]
+    assert [call[:4] for call in calls] == 3 * [[*(f"{clone}/{name}" for name in settings.values()), ""]]
 
 
-@pytest.mark.parametrize(
-    "setting, seen",
-    [("imagenet", "imagenet"), ("/some where/w.h5", "/some where/w.h5"), ("~/my w.h5", "/home of/my w.h5"), ("", "")],
-)
-def test_settings_that_are_no_relative_path(clone, setting, seen):
+@pytest.mark.parametrize("setting", ["imagenet", "/some where/w.h5", "~/my w.h5", ""])
+def test_settings_that_are_no_relative_path(clone, setting):
     """Not every shell puts the home folder in the place of ~ after `make NAME=`."""
     status, output, calls = make(clone, "multi", f"VGG16_WEIGHTS={setting}", HOME="/home of")
     assert status == 0, output
-    assert calls[-1][:3] == [f"{clone}/output", "", seen]
+    assert calls[-1][:3] == [f"{clone}/output", "", setting.replace("~", "/home of")]
 
 
 @pytest.mark.parametrize("target", ["run", "lab"])
@@ -91,20 +90,24 @@ def test_a_failing_cell(clone):
     """What was computed is kept as notebook and page; then make fails, and names the error."""
     status, output, _ = make(clone, "run", RESULT='"ename": "ValueError",\n"evalue": "broken on purpose"')
     assert status != 0 and "broken on purpose" in output and "Open" not in output
-    assert (clone / "output" / "Covid19_GradientCrescent_Binary.ipynb").exists()
-    assert (clone / "output" / "page.html").exists()
+    assert all((clone / "output" / name).exists() for name in ("Covid19_GradientCrescent_Binary.ipynb", "page.html"))
 
 
-def test_what_a_shell_sets_for_other_projects(clone):
-    """Packages arrive in .venv, pictures in the notebook."""
-    other = {"PIP_TARGET": "x", "PIP_USER": "1", "PYTHONPATH": "x", "MPLBACKEND": "Agg"}
-    status, output, calls = make(clone, "binary", **other)
-    assert status == 0, output
-    assert {call[3] for call in calls} == {""}
+def test_the_page():
+    """It loads nothing from elsewhere, says first which images it is of, hides tagged code, and describes figures."""
+    figures = [new_output("display_data", {"image/png": ""}, metadata={"image/png": {"alt": a}}) for a in ("", "line")]
+    says = [new_output("display_data", {"text/markdown": "**3 of 4** files"})]
+    cells = [new_markdown_cell("# First"), new_code_cell(id="images", outputs=says)]
+    cells += [new_code_cell("secret", outputs=figures, metadata={"tags": ["hide-input"], "alt": "a curve"})]
+    exporter = HTMLExporter(template_name="page", extra_template_basedirs=[str(ROOT / "notebooks")])
+    page, _ = exporter.from_notebook_node(new_notebook(cells=cells))
+    assert not re.search(r"<script|<link|src=.?http|url\(.?http|@import", page) and "secret" not in page
+    assert re.search(r'class="images"><p><strong>3 of 4</strong> files.*First', page, re.DOTALL)
+    assert re.findall(r'<img[^>]* alt="([^"]*)"', page) == ["a curve", "line"]
 
 
 def test_a_wrong_python(clone):
-    """One that is too new, too old, or not there is refused, and .venv stays as it is."""
+    """One that is too new or not there is refused, and .venv stays as it is."""
     code = "import sys; sys.version_info = (3, 14, 0); exec(sys.argv[1])"
     wrong = f"#!/bin/sh\nexec '{sys.executable}' -c '{code}' \"$2\"\n"
     (clone / ".venv" / "installed").unlink()
@@ -123,5 +126,5 @@ def test_what_clean_removes(clone):
     for path in paths.values():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    status, _, _ = make(clone, "clean", CALLS="/dev/null")
-    assert status == 0 and [name for name, path in paths.items() if path.exists()] == kept
+    assert make(clone, "clean", CALLS="/dev/null")[0] == 0
+    assert [name for name, path in paths.items() if path.exists()] == kept
