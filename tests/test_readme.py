@@ -94,7 +94,8 @@ def multi_facts():
 def readme_facts():
     trust, silly = TWO["trust"], TWO["trust"]["silly"]
     yield "README.md", f"{trust['nih']['predicted_covid']} of {trust['nih']['n']} adults"
-    yield "README.md", f"noise {silly['noise']:.2f}, a flower {silly['flower']:.2f}"
+    for name in ("noise", "checkerboard", "flower", "temple", "portrait"):
+        yield "README.md", f"{name} {silly[name]:.2f}"
     assert TWO["cases"]["binary"]["test"]["correct"] == trust["blackout"]["0.9"]["correct"] == 18
     assert min(silly[name] for name in ("black", "gray", "white")) > 0.99
 
