@@ -10,18 +10,17 @@ settings = export COVID_XRAY_OUTPUT="$${COVID_XRAY_OUTPUT:-output}"; $(call abso
 	$(call absolute,COVID_XRAY_DATA) $(call absolute,VGG16_WEIGHTS) \
 	if [ -s .venv/images ]; then export COVID_XRAY_DATA="$$(cat .venv/images)"; fi;
 
-# Every cell runs even where one fails, and what was computed is kept as notebook and page; then make fails.
-execute = @$(settings) cd notebooks; for name in $(1); do name=Covid19_GradientCrescent_$$name; \
-	page="$$COVID_XRAY_OUTPUT/$$name"; ../$(BIN)/python -m nbconvert --log-level WARN --to notebook --execute \
-	--allow-errors --ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.kernel_name=python3 \
-	--ExecutePreprocessor.extra_arguments=--log-level=ERROR \
-	--ExecutePreprocessor.extra_arguments=--IPKernelApp.capture_fd_output=False \
-	--output-dir "$$COVID_XRAY_OUTPUT" $$name.ipynb && ../$(BIN)/python -m nbconvert --log-level ERROR --to html \
-	--TemplateExporter.extra_template_basedirs=. --template page "$$page.ipynb" && \
-	if grep -h -A1 '"ename": ' "$$page.ipynb"; then echo "A cell of $$page.ipynb failed."; exit 1; fi || exit 1; done; \
-	for name in $(1); do echo "Open $$COVID_XRAY_OUTPUT/Covid19_GradientCrescent_$$name.html"; done
+# Every cell runs even where one fails, and what was computed is kept as notebook and page; at the end, make fails.
+LESSONS = $(addprefix Covid19_GradientCrescent_,$(1))
+NBCONVERT = ../$(BIN)/python -m nbconvert --config page/nbconvert.py
+execute = @$(settings) cd notebooks; failed=; for name in $(LESSONS); do page="$$COVID_XRAY_OUTPUT/$$name"; \
+	$(NBCONVERT) --to notebook --execute --output-dir "$$COVID_XRAY_OUTPUT" $$name.ipynb && \
+	$(NBCONVERT) --log-level ERROR --to html "$$page.ipynb" || exit 1; \
+	if grep -h -A1 '"ename": ' "$$page.ipynb"; then failed="$$failed $$page.html"; fi; done; \
+	if [ "$$failed" ]; then echo "A cell failed. What was computed is in$$failed"; exit 1; fi; \
+	for name in $(LESSONS); do echo "Open $$COVID_XRAY_OUTPUT/$$name.html"; done
 
-.PHONY: help setup data run binary multi lab results sync lint test test-colab test-real bench chance clean
+.PHONY: help setup data run binary multi lab results sync lint test test-real bench chance clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*  ##' Makefile | sed -E 's/:.*  ## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 setup: .venv/installed  ## make .venv and install requirements.txt into it
@@ -56,8 +55,6 @@ lint: .venv/tested  ## check the style of code and notebooks, the toolbox cells,
 	$(BIN)/python tests/tools/tables.py --check
 test: lint  ## check style, run all tests that need no X-ray, and run both notebooks on Colab's versions
 	$(BIN)/python -m pytest tests -m "not real and not colab"
-	$(BIN)/python -m pytest tests -m colab
-test-colab: .venv/tested  ## run only the notebooks, alone in a folder, on Colab's versions
 	$(BIN)/python -m pytest tests -m colab
 test-real: .venv/tested  ## run both notebooks on the article's images, where they are at hand
 	$(BIN)/python -m pytest tests -m real

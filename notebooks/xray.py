@@ -13,6 +13,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -23,7 +24,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import joblib
 import keras
-import matplotlib.font_manager
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ from scipy.stats import beta
 from sklearn.metrics import confusion_matrix, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from tensorflow.keras.preprocessing.image import ImageDataGenerator
-from xray_data import SetupError, atomic_write, label_of, progress
+from xray_data import SetupError, atomic_write, installed_cjk_fonts, label_of, progress
 
 # ---------------------------------------------------------------------------------------- weights
 
@@ -327,6 +327,10 @@ BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#767676"  # apart 
 WIDTH = 7  # inches; at this width, text can be read on a phone, too
 
 
+plt.rcParams["font.family"] = ["DejaVu Sans", *installed_cjk_fonts()]  # the first one that has a letter draws it
+warnings.filterwarnings("ignore", "Glyph")  # check_images says it once
+
+
 def set_style(dataset: str) -> None:
     """Set how figures look from here on; `dataset` as identify_dataset gives it: phantoms are named in each figure."""
     tf.get_logger().setLevel("ERROR")  # no advice about retracing
@@ -339,16 +343,8 @@ def set_style(dataset: str) -> None:
         "figure.dpi": 110,
         "font.size": 11,
         "text.parse_math": False,  # a file's name may hold a $
-        # The first of these fonts that has a letter draws it; a system has some of those for Chinese, Japanese, Korean.
-        "font.family": ["DejaVu Sans", *sorted(CJK_FONTS & set(matplotlib.font_manager.get_font_names()))],
         "figure.hooks": ["xray:name_phantoms"] if dataset == "phantoms" else [],
     })  # fmt: skip
-
-
-CJK_FONTS = {
-    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic",
-    "PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "WenQuanYi Zen Hei", "Droid Sans Fallback",
-}  # fmt: skip
 
 
 def name_phantoms(figure: plt.Figure) -> None:

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
+import matplotlib.font_manager
 import numpy as np
 import pandas as pd
 import requests
@@ -44,6 +45,10 @@ MOST_FAILURES = 8  # after so many failed downloads of controls, the rest are no
 FORMATS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff")  # that Keras reads
 LEAST_CONTRAST = 64  # gray levels between the darkest and the brightest 1% of an image; 0 to 255 are possible
 SPLITS = ("train", "test")
+CJK_FONTS = {
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic",
+    "PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "WenQuanYi Zen Hei", "Droid Sans Fallback",
+}  # fmt: skip
 HOW_MANY = "Each class needs five or more images in train/, and one or more in test/."
 
 LABELS = {
@@ -189,12 +194,18 @@ def list_files(folder: Path, quiet: bool = False) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in images]
 
 
+def installed_cjk_fonts() -> list[str]:
+    """Return the names of the fonts on this machine that have Chinese, Japanese, and Korean letters."""
+    return sorted(CJK_FONTS.intersection(matplotlib.font_manager.get_font_names()))
+
+
 def check_images(folder: Path) -> list[str]:
     """Return the names of the classes in `folder`, the folders of train/ and test/, after reading each image once.
 
     Raises SetupError, a line with the file and what to do, for the first thing that would go wrong later, or stay
     unnoticed: what list_files and read_image refuse; fewer than two classes, one without an image in a split, two with
-    one label; an image of more than 8 bits, which Keras cuts off, or without contrast.
+    one label; an image of more than 8 bits, which Keras cuts off, or without contrast. Prints a line if figures cannot
+    show the letters of a class.
     """
     files = list_files(folder)
     class_names = sorted({name for split in SPLITS for name in list_folders(folder / split)})
@@ -217,6 +228,9 @@ def check_images(folder: Path) -> list[str]:
 
     with ThreadPoolExecutor() as pool:
         list(progress(pool.map(check, files), f"check {folder.name}", len(files)))
+    wide = [name for name in class_names if any(unicodedata.east_asian_width(letter) == "W" for letter in name)]
+    if wide and not installed_cjk_fonts():
+        print(f"Figures show squares in place of {wide[0]}: no font has these letters. Install Noto Sans CJK.")
     return class_names
 
 

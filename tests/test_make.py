@@ -62,7 +62,7 @@ def test_settings_with_spaces(clone):
     status, output, calls = make(clone, "binary", **settings, **other)
     assert status == 0, output
     assert output.rstrip().endswith(f"Open {clone}/my pages/Covid19_GradientCrescent_Binary.html")
-    what = [re.search(r"\w+\.py\b|--to \w+", call[-1])[0] for call in calls]
+    what = [re.search(r"prepare\.py|--to \w+", call[-1])[0] for call in calls]
     assert what == ["prepare.py", "--to notebook", "--to html"]
     assert [call[:4] for call in calls] == 3 * [[*(f"{clone}/{name}" for name in settings.values()), ""]]
 

@@ -13,7 +13,8 @@ import numpy as np
 import own_images
 import pytest
 import xray_data
-from conftest import ROOT
+from conftest import BINARY, ROOT
+from lessons import run_cell
 from PIL import Image
 from tensorflow.keras.preprocessing.image import ImageDataGenerator
 from xray_data import SetupError
@@ -183,6 +184,15 @@ CHECKS = [xray_data.check_images, lambda folder: own_images.prepare(folder, fold
 
 
 @pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["pipe", "link to nothing"])
+def test_part_1_of_binary_stops_before_it_reads(kind, mine):
+    """Its own cell does, because it has no toolbox yet."""
+    MAKE[kind](mine / "test" / "apples" / "scan.jpg")
+    with pytest.raises(FileNotFoundError, match=r"scan\.jpg is a pipe or a dead link\. Remove it\.$"):
+        run_cell(BINARY, "unzip", {"DATASET": mine})
+
+
+@pytest.mark.timeout(20)
 @pytest.mark.parametrize("check", CHECKS, ids=["check_images", "own_images"])
 @pytest.mark.parametrize("kind", MAKE)
 def test_what_is_no_file(kind, check, mine):
@@ -257,6 +267,18 @@ def test_endings(mine, capsys):
     printed = capsys.readouterr().out
     for words in ("6 files are not read, such as ", "2 .dcm", "1 .heic", "1 .webp", "1 no ending", "1 .png"):
         assert words in printed
+
+
+@pytest.mark.parametrize("font", ["", "Noto Sans CJK JP", "Malgun Gothic"])
+@pytest.mark.parametrize("name, is_wide", [("肺炎", True), ("はいえん", True), ("폐렴", True), ("Å", False)])
+def test_letters_that_no_font_has(name, is_wide, font, mine, monkeypatch, capsys):
+    """One line says what a figure cannot show; where a font has the letters, it is used."""
+    monkeypatch.setattr(xray_data.matplotlib.font_manager, "get_font_names", lambda: ["DejaVu Sans", font])
+    for split in BOTH:
+        (mine / split / "pears").rename(mine / split / name)
+    assert xray_data.check_images(mine) == sorted(["apples", name])
+    assert (f"squares in place of {name}" in capsys.readouterr().out) == (is_wide and not font)
+    assert xray_data.installed_cjk_fonts() == ([font] if font else [])
 
 
 @pytest.mark.parametrize("name", ["two", "phantoms", xray_data.ARTICLE_NAME])
