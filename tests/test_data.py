@@ -143,17 +143,6 @@ def test_faults_of_a_download(fault, lesson, server, archive, github_zip, tree, 
     assert xray_data.list_files(folder) == xray_data.list_files(tree / lesson.name)
 
 
-def test_a_lesson_on_a_folder_of_your_own(lesson, tree, tmp_path, monkeypatch):
-    """One with train/ or with the lesson's tree is read as it is; another is refused. Nothing is downloaded."""
-    for folder in (tree, tree / lesson.name):
-        monkeypatch.setenv("COVID_XRAY_DATA", str(folder))
-        assert lesson.run(f"{NOWHERE}/drive.zip") == tree / lesson.name
-    for folder in (tmp_path / "typo", tmp_path):
-        monkeypatch.setenv("COVID_XRAY_DATA", str(folder))
-        with pytest.raises(FileNotFoundError, match=f"COVID_XRAY_DATA is {folder}"):
-            lesson.run(f"{NOWHERE}/drive.zip")
-
-
 # --- controls
 
 

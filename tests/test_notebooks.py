@@ -9,10 +9,6 @@ from conftest import BINARY, MULTI, QUICK, QUICK_MULTI, copy_clone, copy_with, e
 from nbformat.v4 import new_code_cell
 
 both = pytest.mark.parametrize("name", ["binary", "multi"])
-KEPT = {  # what the results have
-    "binary": {"silly", "ladder", "blackout", "swap", "heat_map_correlations", "like_for_like", "nih", "collection"},
-    "multi": {"article_draw", "grouped_cv", "differences", "blackout", "nih", "collection", "nih_none"},
-}
 
 
 def files_of(clone):
@@ -62,17 +58,13 @@ def runs(tree, weights, tmp_path_factory):
 
 @both
 def test_in_a_clone(name, runs, tmp_path):
-    """Every section leaves its results, and the lesson its model, and nothing else, whatever the shell."""
+    """A lesson leaves its results and its model, and nothing else, whatever the shell."""
     clone, cells = runs[name]
     assert outputs_of(cells, "error") == []
     results = results_of(clone, name)
     assert (results["dataset"], results["weights"], results["seed"]) == ("phantoms", "imagenet", 7)
-    assert results["files"] == {"article": 0, "same_pixels": 0, "other": 16 if name == "binary" else 32}
-    assert set(results["trust"]) >= KEPT[name]
     for key, case in results["cases"].items():
         assert len(case["history"]["loss"]) == (1 if "fine_tuned" in key else 2), key
-    leaked = results["trust"]["test_images_of_training_patients"]
-    assert len(leaked) == (2 if name == "binary" else 4) and all("_000.jpeg" in file for file in leaked)
     markdown, text = outputs_of(cells, "text/markdown"), "".join(outputs_of(cells, "stream"))
     assert "phantoms" in "".join(markdown) and "phantoms" in markdown[-1] and "Traceback" not in text
     assert [path.name for path in (clone / "output").glob("*.keras")] == [f"{name}.keras"]
