@@ -19,7 +19,6 @@ def files_of(clone):
 
 
 def results_of(clone, name):
-    """The results that a notebook left."""
     return json.loads((clone / "output" / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -57,8 +56,7 @@ def runs(tree, weights, tmp_path_factory):
 
 
 @both
-def test_in_a_clone(name, runs, tmp_path):
-    """A lesson leaves its results and its model, and nothing else, whatever the shell."""
+def test_a_lesson_leaves_results_and_model_and_nothing_else(name, runs, tmp_path):
     clone, cells = runs[name]
     assert outputs_of(cells, "error") == []
     results = results_of(clone, name)
@@ -74,8 +72,7 @@ def test_in_a_clone(name, runs, tmp_path):
 
 
 @both
-def test_every_figure_is_there(name, runs):
-    """A cell that has words for a picture shows one, even if the shell chooses a backend without pictures."""
+def test_a_cell_that_has_words_for_a_picture_shows_one(name, runs):
     cells = [cell for cell in runs[name][1] if "alt" in cell["metadata"]]
     absent = {cell["id"].removesuffix("-again") for cell in cells if not outputs_of([cell], "image/png")}
     assert len(cells) >= 8 and absent <= {"marks"}  # of two X-rays of the article
