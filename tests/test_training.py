@@ -32,61 +32,35 @@ FLAGS = dict.fromkeys(["featurewise_center", "featurewise_std_normalization", "z
 def base():
     """A small frozen network in place of VGG16; its features differ widely."""
     keras.utils.set_random_seed(0)
-    x = inputs = keras.Input((SIZE, SIZE, 3))
-    for layer in (
+    stack = keras.Sequential([
+        keras.Input((SIZE, SIZE, 3)),
         layers.Conv2D(8, 5, strides=2, padding="same", activation="relu"),
         layers.MaxPooling2D(),
         layers.Conv2D(16, 3, padding="same", activation="relu"),
         layers.MaxPooling2D(),
-    ):
-        x = layer(x)
-    base = keras.Model(inputs, x)
+    ])  # fmt: skip
+    base = keras.Model(stack.inputs, stack.outputs[0])
     base.set_weights([2 * weights for weights in base.get_weights()])
     base.trainable = False
     return base
 
 
-@pytest.fixture(scope="module")
-def lossless(tree, tmp_path_factory):
-    """The tree of two classes as PNG, which every library decodes to the same pixels."""
-    folder = tmp_path_factory.mktemp("lossless") / "two"
-    for path in (tree / "two").rglob("*.jpeg"):
-        target = (folder / path.relative_to(tree / "two")).with_suffix(".png")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(target), cv2.imread(str(path)))
-    return folder
-
-
-def run_lesson(notebook, images, output, last, before=lambda name, variables: None, **settings):
-    """Run a lesson on `images` from its top to the cell `last`; return all variables."""
+def run_lesson(notebook, images, output, last, base, **settings):
+    """Run a lesson on `images` from its top to the cell `last`, with `base` for VGG16; returns all variables."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COVID_XRAY_DATA", str(images))
         patch.setenv("COVID_XRAY_OUTPUT", str(output))
-        patch.chdir(output)
         patch.setattr(plt, "show", plt.close)
-        return lessons.run_lesson(notebook, {"IMAGE_SIZE": SIZE} | settings, last, before)
-
-
-@pytest.fixture(scope="module")
-def binary(base, lossless, tmp_path_factory):
-    """Binary up to its table, and what its `fit` started from: Python's random numbers, and the weights."""
-    starts = []
-
-    def before(name, variables):
-        if name == "fit":  # which shuffles the batches with Python's random numbers
-            starts.append((random.getstate(), [weights.copy() for weights in variables["model"].get_weights()]))
-
-    settings = {"BATCH_SIZE": 3, "NUM_EPOCHS": 4, "VGG16": lambda **_: base}
-    output = tmp_path_factory.mktemp("binary")
-    return run_lesson(BINARY, lossless, output, "images", before, **settings), starts[0]
+        settings = {"IMAGE_SIZE": SIZE, "VGG16": lambda **_: base} | settings
+        return lessons.run_lesson(notebook, settings, last)
 
 
 @pytest.fixture(scope="module")
 def multi(tree, tmp_path_factory):
     """Multi up to its features, with a base that changes nothing: so its views are images."""
     nothing = keras.Sequential([keras.Input((SIZE, SIZE, 3)), layers.Rescaling(1.0)])
-    settings = {"BATCH_SIZE": 99, "NUM_EPOCHS": 5, "VIEWS_PER_IMAGE": 3, "VGG16": lambda **_: nothing}
-    return run_lesson(MULTI, tree, tmp_path_factory.mktemp("multi"), "features", **settings)
+    output = tmp_path_factory.mktemp("multi")
+    return run_lesson(MULTI, tree, output, "features", nothing, BATCH_SIZE=99, NUM_EPOCHS=5, VIEWS_PER_IMAGE=3)
 
 
 def batches_of(datagen, multi, batch_size=10, seed=42, folder=None):
@@ -109,54 +83,51 @@ def build_head(shape, units):
 
 def assert_one_history(first, second, images, tolerance=2e-3):
     """Losses agree within `tolerance` of their size, accuracies within one of the fewest `images`."""
-    first, second = pd.DataFrame(first).reset_index(drop=True), pd.DataFrame(second).reset_index(drop=True)
-    assert len(first) == len(second) and set(first) == set(second) == {"loss", "acc", "val_loss", "val_acc"}
+    assert set(first) == set(second) == {"loss", "acc", "val_loss", "val_acc"}
     for metric in first:
         allowed = {"rtol": tolerance} if "loss" in metric else {"atol": 1.01 / images}
         np.testing.assert_allclose(first[metric], second[metric], err_msg=metric, **allowed)
+    assert np.ptp(first["val_loss"]) > 1e-3  # each epoch validates on views of its own
 
 
-def test_part_1_is_the_articles_training(base, binary, lossless):
-    """Binary's own cells have the history of the article's literal generators.
-
-    The article's have its three flags, which so change nothing.
-    """
-    ours, (state, weights) = binary[0]["result"].history, binary[1]
+def test_part_1_has_the_history_of_the_articles_generators(base, tree, tmp_path):
+    lesson = run_lesson(BINARY, tree, tmp_path, "compile", base, BATCH_SIZE=3, NUM_EPOCHS=4)
+    state = random.getstate()  # fit shuffles the batches with Python's random numbers
+    weights = [array.copy() for array in lesson["model"].get_weights()]
+    lessons.run_cell(BINARY, "fit", lesson)
     with pytest.warns(UserWarning, match="hasn't"):  # been fit, so that the flags do nothing
         datagen = ImageDataGenerator(**AUGMENTATION, **FLAGS)
         options = {"target_size": (SIZE, SIZE), "class_mode": "binary", "batch_size": 3, "shuffle": True, "seed": 42}
-        train = datagen.flow_from_directory(lossless / "train", subset="training", **options)
-        valid = datagen.flow_from_directory(lossless / "train", subset="validation", **options)
+        train = datagen.flow_from_directory(tree / "two" / "train", subset="training", **options)
+        valid = datagen.flow_from_directory(tree / "two" / "train", subset="validation", **options)
         model = keras.Sequential([base, *build_head(base.output_shape[1:], 1).layers])
         model.set_weights(weights)
         model.compile(loss="binary_crossentropy", optimizer=keras.optimizers.Adam(5e-4), metrics=["acc"])
         random.setstate(state)
         theirs = model.fit(train, validation_data=valid, epochs=4, verbose=0).history
     assert (train.n, valid.n) == (8, 2)
-    assert_one_history(ours, theirs, images=8, tolerance=1e-5)
-    assert np.ptp(ours["val_loss"]) > 1e-3  # each epoch validates on views of its own
+    assert_one_history(lesson["result"].history, theirs, images=8, tolerance=1e-5)
 
 
-def test_multis_fit_is_train_head(base, multi, tree, tmp_path):
-    """Multi's own cells have the history of xray.train_head on the article's views."""
+def test_multi_has_the_history_of_train_head_on_the_articles_views(base, multi, tree, tmp_path):
     theirs = batches_of(ImageDataGenerator(**AUGMENTATION), multi, batch_size=99)
     for view in multi["views"]:
         np.testing.assert_allclose(view, theirs[0], atol=1e-6)
-    settings = {"BATCH_SIZE": 3, "NUM_EPOCHS": 5, "VIEWS_PER_IMAGE": 3, "VGG16": lambda **_: base}
-    lesson = run_lesson(MULTI, tree, tmp_path, "fit-heads", **settings)
-    ours, rows = lesson["histories"]["four", "article"], [lesson["select"](split, "four") for split in SPLITS]
+    settings = {"BATCH_SIZE": 3, "NUM_EPOCHS": 5, "VIEWS_PER_IMAGE": 3}
+    lesson = run_lesson(MULTI, tree, tmp_path, "fit-heads", base, **settings)
+    rows = [lesson["select"](split, "four") for split in SPLITS]
     numbers = {"learning_rate": 1e-4, "epochs": 5, "batch_size": 3, "seed": 42}
     build = functools.partial(lesson["build_head"], 4)
-    assert_one_history(ours, xray.train_head(build, lesson["views"], lesson["labels"], *rows, **numbers)[1], images=4)
-    assert np.ptp(ours["val_loss"]) > 1e-3
+    _, ours = xray.train_head(build, lesson["views"], lesson["labels"], *rows, **numbers)
+    assert_one_history(ours, lesson["histories"]["four", "article"], images=4)
 
 
 @pytest.mark.parametrize("units", [1, 4])
-def test_train_head_is_the_whole_models(base, multi, tmp_path, units):
-    """And that is the history of base and head in one model, in batches of three, the last one short."""
+def test_train_head_has_the_history_of_base_and_head_in_one_model(base, multi, tmp_path, units):
     table, images = multi["table"], multi["views"]
     views = xray.extract_features(base, batches_of(ImageDataGenerator(**AUGMENTATION), multi, 99), tmp_path, 3)
     train, validation = (np.flatnonzero(table["split"] == split) for split in SPLITS)
+    assert len(train) % 3 == 1  # so the last batch is short
     labels = table["label"].to_numpy() % max(units, 2)
     build = functools.partial(build_head, base.output_shape[1:], units)
     numbers = {"learning_rate": 1e-3, "epochs": 5, "batch_size": 3, "seed": 7}
@@ -167,21 +138,15 @@ def test_train_head_is_the_whole_models(base, multi, tmp_path, units):
     model.compile(optimizer=keras.optimizers.Adam(1e-3), loss=loss, metrics=["acc"])
     theirs = []
     for epoch in range(5):
-        view, rows = images[epoch % len(images)], np.random.default_rng([7, epoch]).permutation(train)
-        held_out = view[validation], labels[validation]
-        options = {"validation_data": held_out, "batch_size": 3, "shuffle": False, "verbose": 0}
-        fitted = model.fit(view[rows], labels[rows], **options)
+        view, rows = images[epoch % 3], np.random.default_rng([7, epoch]).permutation(train)
+        options = {"validation_data": (view[validation], labels[validation]), "shuffle": False, "verbose": 0}
+        fitted = model.fit(view[rows], labels[rows], batch_size=3, **options)
         theirs.append({metric: values[0] for metric, values in fitted.history.items()})
-    assert len(train) % 3 == 1
-    assert_one_history(ours, theirs, images=4)
+    assert_one_history(ours, pd.DataFrame(theirs), images=4)
 
 
-@pytest.mark.parametrize("lesson", ["binary", "multi"])
-def test_split_and_pixels_are_kerass(lesson, request):
-    """The rows of the lesson's table are those of flow_from_directory, and load_images gives its pixels."""
-    found = request.getfixturevalue(lesson)
-    lesson = found[0] if lesson == "binary" else found
-    table, folder = lesson["table"], lesson["DATASET"]
+def test_split_and_pixels_are_those_of_flow_from_directory(multi):
+    table, folder = multi["table"], multi["DATASET"]
     options = {"target_size": (SIZE, SIZE), "batch_size": 99, "shuffle": False, "class_mode": "sparse"}
     for split, subset in (("train", "training"), ("validation", "validation"), ("test", None)):
         datagen = ImageDataGenerator(validation_split=0.2 if subset else 0)
@@ -196,40 +161,39 @@ def test_split_and_pixels_are_kerass(lesson, request):
 
 
 DRAWN = {
-    "three": ["covid/ryct.2020200034.fig5-day7", "normal/NORMAL2-IM-1406-0001", "normal/NORMAL2-IM-1385-0001"],
+    "two": ["covid/nejmoa2001191_f3-PA.jpeg", "covid/nejmoa2001191_f4.jpeg"],
+    "three": [
+        "covid/ryct.2020200034.fig5-day7.jpeg", "normal/NORMAL2-IM-1406-0001.jpeg", "normal/NORMAL2-IM-1385-0001.jpeg"
+    ],
     "four": [
-        "pneumonia_vir/person966_virus_1639", "normal/NORMAL2-IM-1406-0001",
-        "pneumonia_bac/person1945_bacteria_4872", "pneumonia_vir/person961_virus_1634",
+        "pneumonia_vir/person966_virus_1639.jpeg", "normal/NORMAL2-IM-1406-0001.jpeg",
+        "pneumonia_bac/person1945_bacteria_4872.jpeg", "pneumonia_vir/person961_virus_1634.jpeg",
     ],
 }  # fmt: skip
 
 
 def test_the_articles_draw(base, tmp_path, capsys):
-    """The test images that the lessons draw under the article's names: two, three, and four."""
-    for _, row in ARTICLE.groupby(["split", "class"]).head(9).iterrows():  # all 36 test images, and some to train on
-        for tree in ("two", "all") if row["class"] in FOUR[:2] else ("all",):
-            target = tmp_path / tree / row["split"] / row["class"] / row["filename"]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(cv2.imencode(".png", np.eye(8, dtype=np.uint8) * 255)[1].tobytes())
-    settings = {"NUM_EPOCHS": 1, "FINE_TUNE_EPOCHS": 1, "VIEWS_PER_IMAGE": 1, "VGG16": lambda **_: base}
-    draws = run_lesson(MULTI, tmp_path, tmp_path, "draw", **settings)["draws"]
-    for case, expected in DRAWN.items():
-        assert [re.sub(r"(\.jpe?g|\.png)+$", "", file) for file in draws[case]["files"]] == expected
+    picture = cv2.imencode(".png", np.eye(8, dtype=np.uint8) * 255)[1].tobytes()
+    rows = ARTICLE.groupby(["split", "class"]).head(9)  # all 36 test images, and some to train on
+    for place in rows[["split", "class", "filename"]].agg("/".join, axis=1):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes(picture)
+    settings = {"NUM_EPOCHS": 1, "FINE_TUNE_EPOCHS": 1, "VIEWS_PER_IMAGE": 1}
+    draws = run_lesson(MULTI, tmp_path, tmp_path, "draw", base, **settings)["draws"]
     capsys.readouterr()
-    run_lesson(BINARY, tmp_path, tmp_path, "article-steps", **settings)
-    printed = capsys.readouterr().out
-    assert re.findall(r"(covid/\S+|normal/\S+)\.jp", printed) == ["covid/nejmoa2001191_f3-PA", "covid/nejmoa2001191_f4"]
+    run_lesson(BINARY, tmp_path, tmp_path, "article-steps", base, **settings)
+    first_two = re.findall(r"(?:covid|normal)/.*", capsys.readouterr().out)
+    assert {"two": first_two} | {case: draw["files"] for case, draw in draws.items()} == DRAWN
 
 
-def kept(output):
-    """The names of the files of features."""
-    return {path.name for path in (output / "features").iterdir()}
+def count_kept(output):
+    """How many files of features there are."""
+    return len(list((output / "features").iterdir()))
 
 
 def test_a_second_run_computes_nothing(base, multi, tmp_path, monkeypatch):
     """The same call gives the same features from disk; an interrupted one goes on with the views that it lacks."""
-    datagen, calls = ImageDataGenerator(**AUGMENTATION), []
-    real = keras.Model.predict_on_batch
+    real, calls = keras.Model.predict_on_batch, []
 
     def counted(model, batch):
         calls.append(len(batch))
@@ -237,24 +201,26 @@ def test_a_second_run_computes_nothing(base, multi, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(model, batch)
 
+    def extract(output=tmp_path):
+        datagen = ImageDataGenerator(**AUGMENTATION)
+        return np.array(xray.extract_features(base, batches_of(datagen, multi), output, views=2))
+
     monkeypatch.setattr(keras.Model, "predict_on_batch", counted)
     with pytest.raises(KeyboardInterrupt):  # in the second view: 32 images are four batches
-        xray.extract_features(base, batches_of(datagen, multi), tmp_path, 2)
-    assert len(kept(tmp_path)) == 1 and len(calls) == 5
-    views = xray.extract_features(base, batches_of(datagen, multi), tmp_path, 2)
-    assert len(kept(tmp_path)) == 2 and len(calls) == 9
-    np.testing.assert_array_equal(views, xray.extract_features(base, batches_of(datagen, multi), tmp_path, 2))
+        extract()
+    assert (count_kept(tmp_path), len(calls)) == (1, 5)
+    views = extract()
+    assert (count_kept(tmp_path), len(calls)) == (2, 9)
+    np.testing.assert_array_equal(views, extract())
     assert len(calls) == 9
-    views, path = np.array(views), min((tmp_path / "features").iterdir())
+    path = min((tmp_path / "features").iterdir())
     path.write_bytes(path.read_bytes()[:-9])  # cut short: it is computed anew
-    np.testing.assert_allclose(views, xray.extract_features(base, batches_of(datagen, multi), tmp_path, 2), atol=1e-5)
+    np.testing.assert_allclose(views, extract(), atol=1e-5)
     assert len(calls) == 13
-    fresh = xray.extract_features(base, batches_of(datagen, multi), tmp_path / "fresh", 2)
-    np.testing.assert_allclose(views, fresh, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(views, extract(tmp_path / "fresh"), rtol=1e-4, atol=1e-5)
 
 
 def test_what_makes_other_features_makes_other_files(base, multi, tmp_path):
-    """Pixels, augmentation, seed, weights, type of numbers; not a folder."""
     other, half = keras.models.clone_model(base), keras.models.clone_model(base)
     other.set_weights([weights + 1e-3 for weights in base.get_weights()])
     half.set_weights(base.get_weights())
@@ -262,43 +228,35 @@ def test_what_makes_other_features_makes_other_files(base, multi, tmp_path):
         layer.dtype_policy = "mixed_bfloat16"
     copy, changed = (shutil.copytree(multi["DATASET"], tmp_path / name) for name in ("copy", "changed"))
     path = str(changed / multi["table"]["file"][3])
-    image = cv2.imread(path)
-    image[:99, :99] = 255
-    cv2.imwrite(path, image)
-    plain, mild = ImageDataGenerator(), ImageDataGenerator(rotation_range=5)
-    for name, new, network, datagen, options in (
-        ("first", True, base, plain, {}),
-        ("augmentation", True, base, mild, {}),
-        ("seed", True, base, mild, {"seed": 43}),
-        ("weights", True, other, plain, {}),
-        ("type", True, half, plain, {}),
-        ("pixels", True, base, plain, {"folder": changed}),
-        ("again", False, base, mild, {}),
-        ("folder", False, base, plain, {"folder": copy}),
-    ):
-        before = kept(tmp_path) if (tmp_path / "features").exists() else set()
+    cv2.imwrite(path, cv2.flip(cv2.imread(path), 1))
+
+    def files_after(network=base, rotation=0, **options):
+        datagen = ImageDataGenerator(rotation_range=rotation)
         xray.extract_features(network, batches_of(datagen, multi, **options), tmp_path)
-        assert len(kept(tmp_path) - before) == new, name
+        return count_kept(tmp_path)
+
+    assert files_after() == 1
+    assert files_after(rotation=5) == 2
+    assert files_after(rotation=5, seed=43) == 3
+    assert files_after(other) == 4
+    assert files_after(half) == 5
+    assert files_after(folder=changed) == 6
+    assert files_after(folder=copy) == files_after(rotation=5) == 6
 
 
-def test_two_runs_into_one_folder(base, multi, tmp_path):
-    """At the same time, with different images of equal names: each has the features that it has alone."""
-    mirrored = shutil.copytree(multi["DATASET"], tmp_path / "mirrored")
-    for file in multi["table"]["file"]:
-        cv2.imwrite(str(mirrored / file), cv2.imread(str(mirrored / file))[:, ::-1])
+def test_runs_into_one_folder_at_once_have_the_features_of_each_alone(base, multi, tmp_path):
+    def run(scale, output):
+        batches = batches_of(ImageDataGenerator(rescale=scale), multi)
+        return xray.extract_features(base, batches, tmp_path / output)[0]
 
-    def run(folder, output):
-        return xray.extract_features(base, batches_of(ImageDataGenerator(), multi, folder=folder), tmp_path / output)[0]
-
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(run, (None, mirrored), ("both", "both"))
-    assert len(kept(tmp_path / "both")) == 2 and np.abs(first - second).max() > 0.1
-    np.testing.assert_allclose(first, run(None, "alone"), atol=1e-5)
-    np.testing.assert_allclose(second, run(mirrored, "alone"), atol=1e-5)
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(run, (1, 1 / 255, 1), ("both", "both", "both")))
+    assert count_kept(tmp_path / "both") == 2
+    for features, scale in zip(together, (1, 1 / 255, 1)):
+        np.testing.assert_allclose(features, run(scale, "alone"), rtol=1e-4, atol=1e-5)
 
 
 def test_center_and_black_by_hand():
-    """Of 10 x 20 pixels, the center of half the height and width is 5 x 10; of 90%, one pixel is left around it."""
     image = np.ones((10, 20, 3))
     assert xray.center_of(image, 0.5) == (slice(2, 7), slice(5, 15))
     assert xray.center_of(image, 0.9) == (slice(0, 9), slice(1, 19))
@@ -307,17 +265,6 @@ def test_center_and_black_by_hand():
     assert xray.black_out(image, 0).all() and not xray.black_out(image, 1).any()
     square = xray.black_out(np.ones((150, 150, 3)), 0.1)
     assert square.sum() == 3 * (150**2 - 15**2) and not square[67:82, 67:82].any()
-
-
-def test_plain_features_are_of_the_images(base, multi, tmp_path):
-    """As they are, and with the center black, in the order of the paths."""
-    paths = [multi["DATASET"] / file for file in multi["table"]["file"][[9, 0, 4]]]
-    images = np.stack([keras.utils.load_img(path, target_size=(SIZE, SIZE)) for path in paths]) / 255
-    np.testing.assert_allclose(xray.load_images(paths, (SIZE, SIZE)), images)
-    np.testing.assert_allclose(xray.plain_features(base, paths, tmp_path), base.predict(images, verbose=0), atol=1e-5)
-    images[:, 8:24, 8:24] = 0
-    found = xray.plain_features(base, paths, tmp_path, black=0.5)
-    np.testing.assert_allclose(found, base.predict(images, verbose=0), atol=1e-5)
 
 
 def test_patient_interval_by_hand():
@@ -362,7 +309,6 @@ def test_score_by_hand():
 
 
 def test_a_score_in_words():
-    """Correct of n, the percentage, the interval; sensitivity is of a class's row, specificity of all others."""
     scored = {"correct": 3, "n": 8, "accuracy": 3 / 8, "ci95": [0.09, 0.76], "majority": 0.5}
     assert re.findall(r"\d+%?", xray.describe(scored)) == ["3", "8", "38%", "95%", "9%", "76%"]
     table = xray.sensitivity_table([[5, 1, 0], [2, 6, 1], [0, 3, 2]], FOUR[:3])
@@ -371,8 +317,7 @@ def test_a_score_in_words():
     assert list(table["specificity"]) == ["12 of 14 = 86%", "7 of 11 = 64%", "14 of 15 = 93%"]
 
 
-def test_probabilities_by_hand():
-    """A sigmoid's output p is (1 - p, p); a softmax stays as it is."""
+def test_a_sigmoids_output_becomes_two_probabilities_and_a_softmax_stays():
     sigmoid, softmax = (build_head((1, 1, 2), units) for units in (1, 3))
     x = np.random.default_rng(0).random((4, 1, 1, 2), np.float32)
     p = sigmoid.predict(x, verbose=0)[:, 0]
@@ -396,31 +341,32 @@ def test_score_controls_by_hand():
     assert xray.score_controls(lambda x: x, guesses[:, :2], table, FOUR[:2])["with_right_answer"]["n"] == 0
 
 
-COVID = ARTICLE[ARTICLE["class"] == "covid"]["patient"]
-FOLDED = {"all": (ARTICLE["class"].map(FOUR.index), ARTICLE["patient"])}
-for kind, rows in xray_data.CONTROLS.items():
-    FOLDED[kind] = ([0] * len(COVID) + [1] * len(rows), [*COVID, *rows["patient"]])
-
-
-@pytest.mark.parametrize("task", FOLDED)
+@pytest.mark.parametrize("source", ["article", *xray_data.CONTROLS])
 @pytest.mark.parametrize("seed", [42, 1])
-def test_folds_hold_patients_together_and_classes_in_balance(task, seed):
-    """On the article's images and controls: five folds, each image out once, and of each class about a fifth."""
-    labels, patients = (np.array(list(values)) for values in FOLDED[task])
+def test_folds_hold_patients_together_and_classes_in_balance(source, seed):
+    """Five folds, each image out once, and of each class about a fifth; or COVID-19 against controls."""
+    rows, classes = ARTICLE, ARTICLE["class"]
+    if source != "article":
+        rows = pd.concat([ARTICLE[classes == "covid"], xray_data.CONTROLS[source]])
+        classes = rows["class"] == "covid"
+    labels, patients = pd.factorize(classes)[0], rows["patient"].to_numpy()
     folds = xray.patient_folds(labels, patients, seed)
     assert len(folds) == 5 and sorted(np.concatenate([out for _, out in folds])) == list(range(len(labels)))
     for train, out in folds:
         assert sorted([*train, *out]) == list(range(len(labels)))
         assert not set(patients[train]) & set(patients[out])
-        for label in set(labels):
-            count, fifth = np.sum(labels[out] == label), np.sum(labels == label) / 5
-            assert abs(count - fifth) <= 2.5, f"{count} of class {label} in a fold; a fifth is {fifth}"
+        assert (np.abs(np.bincount(labels[out]) - np.bincount(labels) / 5) <= 2.5).all()
 
 
-def test_a_fold_that_lacks_a_class_is_said():
-    """Where patients are in several classes, one may have all that a class has left: no head trains without it."""
-    with pytest.raises(xray_data.SetupError, match="class"):
-        xray.patient_folds(np.array([0, 0, 1, 0, 1, 1]), list("ccbadc"), 1)
+def test_folds_of_few_patients(capsys):
+    assert len(xray.patient_folds(np.array([0, 0, 1, 1]), list("abcd"), 1)) == 2
+    assert "2 folds instead of 5" in capsys.readouterr().out
+    for labels, patients, words in (
+        ([0, 0, 1], "abc", "One class has only one patient"),
+        ([0, 0, 1, 0, 1, 1], "ccbadc", "One fold would train without a class"),
+    ):
+        with pytest.raises(xray_data.SetupError, match=words):
+            xray.patient_folds(np.array(labels), list(patients), 1)
 
 
 def test_hires_cam_adds_up_to_the_score(base):
@@ -433,34 +379,3 @@ def test_hires_cam_adds_up_to_the_score(base):
     scores = base.predict(images, verbose=0).reshape(4, -1) @ head.get_weights()[0][:, 0]
     expected = np.where(classes == 1, scores, -scores)
     np.testing.assert_allclose(maps.sum(axis=(1, 2)), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
-
-
-def test_pictures_stand_under_their_titles(monkeypatch):
-    """In rows of so many columns, each picture under its own title."""
-    images, titles = [np.full((2, 2, 3), number / 10) for number in range(5)], [f"picture {n}" for n in range(5)]
-    monkeypatch.setattr(plt, "show", lambda: None)
-    xray.plot_images(images, titles, columns=3)
-    axes = plt.gcf().axes
-    assert [axis.get_title() for axis in axes] == titles
-    assert [axis.images[0].get_array()[0, 0, 0] for axis in axes] == [image[0, 0, 0] for image in images]
-    assert len({axis.get_subplotspec().rowspan.start for axis in axes}) == 2
-    plt.close("all")
-
-
-@pytest.mark.parametrize("measure, ends", [("accuracy", [0.4, 0.8]), ("auc", [0.6, 0.95])])
-def test_points_stand_under_their_names(measure, ends, monkeypatch):
-    """Point, interval, and number are of the measure; a hollow point is of black centers, a square of no image."""
-    scored = {"accuracy": 0.7, "ci95": [0.4, 0.8], "auc": 0.9, "auc_ci95": [0.6, 0.95]}
-    names = ["seen", "center black", "no image"]
-    monkeypatch.setattr(plt, "show", lambda: None)
-    xray.plot_scores(dict.fromkeys(names, scored), measure, 0.5, {})
-    (axis,), lines = plt.gcf().axes, plt.gcf().axes[0].lines
-    points = [line for line in lines if len(line.get_xdata()) == 1]
-    assert [point.get_xdata()[0] for point in points] == [scored[measure]] * 3
-    assert [(point.get_markerfacecolor() == "white", point.get_marker()) for point in points] == [
-        (False, "o"), (True, "o"), (False, "s")
-    ]  # fmt: skip
-    assert [line.get_xdata().tolist() for line in lines if line.get_linewidth() == 3] == [ends] * 3
-    assert [text.get_text() for text in axis.texts[:3]] == [f"{name}: {scored[measure]:.2f}" for name in names]
-    assert plt.gcf().get_supxlabel().startswith(xray.MEASURES[measure])
-    plt.close("all")
