@@ -36,12 +36,11 @@ def machine() -> dict:
     path = Path("/proc/cpuinfo")
     cpu = path.read_text() if path.exists() else ""
     model = re.search(r"model name\s*: (.*)", cpu)
-    versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy", "scipy")}
     return {
         "model": model[1] if model else platform.processor(),
         "cores": os.cpu_count(),
         "flags": {flag: flag in cpu.split() for flag in ("avx2", "avx512f", "avx512_bf16", "amx_tile")},
-        "versions": {"python": platform.python_version()} | versions,
+        "versions": {"tensorflow": importlib.metadata.version("tensorflow")},
         "load": os.getloadavg()[0],
     }
 

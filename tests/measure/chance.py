@@ -55,17 +55,12 @@ def lesson_of(notebook: Path) -> dict:
     """Run a lesson for one epoch; return its variables, with its own number of epochs."""
     lesson = run_lesson(notebook, {"NUM_EPOCHS": 1, "FINE_TUNE_EPOCHS": 1, "VIEWS_PER_IMAGE": 1})
     plt.close("all")
-    check_images(lesson)
-    lesson["NUM_EPOCHS"] = again(notebook, {}, "settings")["NUM_EPOCHS"]  # for the lesson's functions, too
-    return lesson
-
-
-def check_images(lesson: dict) -> None:
-    """End the program unless all images are the article's, and all of the controls are there."""
     found = {source: len(controls) for source, controls in lesson["controls"].items()}
     wanted = {source: len(listed) for source, listed in xray_data.CONTROLS.items()}
     if lesson["files"]["dataset"] != xray_data.ARTICLE_NAME or found != wanted:
         sys.exit("Only the article's images, with all controls, are measured. `make data` gets them.")
+    lesson["NUM_EPOCHS"] = again(notebook, {}, "settings")["NUM_EPOCHS"]  # for the lesson's functions, too
+    return lesson
 
 
 def again(notebook: Path, lesson: dict, *names: str) -> dict:
@@ -76,8 +71,12 @@ def again(notebook: Path, lesson: dict, *names: str) -> dict:
     return lesson
 
 
+def correct(guesses: np.ndarray, labels: np.ndarray) -> int:
+    return int((guesses.argmax(axis=1) == labels).sum())
+
+
 def right(head: keras.Model, features: np.ndarray, labels: np.ndarray) -> int:
-    return int((xray.predict_probabilities(head, features).argmax(axis=1) == labels).sum())
+    return correct(xray.predict_probabilities(head, features), labels)
 
 
 def gathered(found: list[dict]) -> dict:
@@ -88,7 +87,7 @@ def gathered(found: list[dict]) -> dict:
 # ------------------------------------------------------------------------------------------ other seeds
 
 
-def measure_seeds() -> dict:
+def seeds() -> dict:
     return gathered([measure_seed(seed) for seed in SEEDS])
 
 
@@ -116,11 +115,11 @@ def measure_seed(seed: int) -> dict:
 
     lesson = again(MULTI, lesson | {"recipe_views": recipes}, "folds", "cross-validation", "logistic")
     for name, guesses in lesson["held_out"].items():
-        found[f"cross-validated, {name}"] = int((guesses.argmax(axis=1) == labels).sum())
+        found[f"cross-validated, {name}"] = correct(guesses, labels)
     return found
 
 
-def measure_like_for_like() -> dict:
+def like_for_like() -> dict:
     found = []
     for seed in SEEDS:
         cells = ("heads", "cross-validate", "like-for-like", "no-image", "same-site")
@@ -130,28 +129,22 @@ def measure_like_for_like() -> dict:
     return gathered(found)
 
 
-def measure_shuffled() -> dict:
+def shuffled() -> dict:
     """A logistic regression on features averaged over their positions stands in for a head."""
     found = {}
     for name in ("collection", "collection_black"):
         features, labels, people = map(np.asarray, lesson_of(BINARY)["tasks"][name])
-        pooled = features.mean(axis=(1, 2))
         names, rows = np.unique(people, return_inverse=True)
         of_patient = np.array([labels[people == name][0] for name in names])
-        areas = []
+        found[name] = []
         for draw in range(DRAWS):
             drawn = np.random.default_rng(draw).permutation(of_patient)[rows]
-            areas.append(logistic_area(pooled, drawn, people, draw))
-        found[name] = {"true": logistic_area(pooled, labels, people, 0), "auc": areas}
+            model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+            folds = xray.patient_folds(drawn, people, draw)
+            pooled = features.mean(axis=(1, 2))
+            guesses = cross_val_predict(model, pooled, drawn, cv=folds, method="predict_proba")
+            found[name].append(float(roc_auc_score(drawn == 0, guesses[:, 0])))
     return found
-
-
-def logistic_area(features: np.ndarray, labels: np.ndarray, people: np.ndarray, seed: int) -> float:
-    """Return the area under the ROC curve of a logistic regression, cross-validated by patient."""
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
-    folds = xray.patient_folds(labels, people, seed)
-    guesses = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
-    return float(roc_auc_score(labels == 0, guesses[:, 0]))
 
 
 # ----------------------------------------------------------------------- the article's model, sixty times
@@ -219,9 +212,8 @@ def model_of(head: keras.Model) -> SimpleNamespace:
 def ask_head(head: keras.Model) -> dict:
     """Ask a head what Binary asks its model, by the lesson's own cells."""
     lesson = lesson_of(BINARY) | {"model": model_of(head), "article_head": head}
-    lesson = again(
-        BINARY, lesson, "my-xray", "silly", "ladder", "score-controls", "swap-groups", "swap-all", "swap-run"
-    )
+    cells = ("my-xray", "silly", "ladder", "score-controls", "swap-groups", "swap-all", "swap-run")
+    lesson = again(BINARY, lesson, *cells)
     test = lesson["test"]
     found = {"test": right(head, lesson["features"][test], lesson["labels"][test])}
     found |= {source: scored["predicted_covid"] for source, scored in lesson["control_scores"].items()}
@@ -236,7 +228,7 @@ def ask_head(head: keras.Model) -> dict:
     return found
 
 
-def measure_heads() -> dict:
+def heads() -> dict:
     found = []
     for seed in range(HEADS):
         found.append(ask_head(train_article_head(seed, lesson_of(BINARY)["NUM_EPOCHS"])))
@@ -244,7 +236,7 @@ def measure_heads() -> dict:
     return gathered(found)
 
 
-def measure_marks() -> dict:
+def marks() -> dict:
     """The control of the red arrows: the same shape, filled in elsewhere."""
     head = train_article_head(42, lesson_of(BINARY)["NUM_EPOCHS"])
     lesson = again(BINARY, lesson_of(BINARY) | {"model": model_of(head)}, "my-xray")
@@ -263,7 +255,7 @@ def measure_marks() -> dict:
 # -------------------------------------------------------------------------------------------- exercises
 
 
-def measure_exercises() -> dict:
+def exercises() -> dict:
     return {"binary": binary_exercises(), "multi": multi_exercises()}
 
 
@@ -294,9 +286,8 @@ def binary_exercises() -> dict:
     own_pixels = lesson["ImageDataGenerator"](preprocessing_function=keras.applications.vgg16.preprocess_input)
     changes = {"VGG16": lambda **_: lesson["conv_base"], "test_datagen": own_pixels}
     for name, ran in (("random", run(6)), ("own pixels", run(6, **changes))):
-        correct = int((ran["guesses"].argmax(axis=1) == labels).sum())
         score = right(ran["new_head"], ran["new_features"][test], labels[test])
-        found["6"][name] = {"test": score, "cross_validated": correct}
+        found["6"][name] = {"test": score, "cross_validated": correct(ran["guesses"], labels)}
     ran = run(7)
     model, batches = ran["new_model"], ran["new_test"].batch(lesson["BATCH_SIZE"])
     accuracy = model.evaluate(batches, verbose=0)[1]
@@ -306,35 +297,23 @@ def binary_exercises() -> dict:
 
 def multi_exercises() -> dict:
     """A fifth of the epochs; folds that ignore patients; other C."""
-    multi = lesson_of(MULTI)
-    labels, plain = multi["labels"], multi["plain_features"]
-    folds = xray.patient_folds(labels, multi["patients"], 42)
-    quick = multi | {"SEED": 42, "LEARNING_RATE": 5e-4, "NUM_EPOCHS": 20}
-    train_head = again(MULTI, quick, "train-head")["train_head"]
-    correct = sum(right(train_head("four", [plain], train)[0], plain[out], labels[out]) for train, out in folds)
-    lesson = again(MULTI, multi | {"folds": folds}, "logistic")
+    lesson = lesson_of(MULTI) | {"LEARNING_RATE": 5e-4, "NUM_EPOCHS": 20}
+    lesson["recipe_views"] = {"none": [lesson["plain_features"]]}
+    lesson = again(MULTI, lesson, "train-head", "folds", "cross-validation", "logistic")
 
     def logistic(strength: float, cv: object) -> int:
         model = lesson["logistic"].set_params(logisticregression__C=strength)
-        return int((cross_val_predict(model, lesson["pooled"], labels, cv=cv) == labels).sum())
+        guesses = cross_val_predict(model, lesson["pooled"], lesson["labels"], cv=cv, method="predict_proba")
+        return correct(guesses, lesson["labels"])
 
     return {
-        "1": {"right": correct},
+        "1": {"right": correct(lesson["held_out"]["none"], lesson["labels"])},
         "2": {"ignoring patients": logistic(0.01, StratifiedKFold(5, shuffle=True, random_state=42))},
-        "3": {str(strength): logistic(strength, folds) for strength in (0.0001, 0.001, 0.01, 0.1, 1)},
+        "3": {str(strength): logistic(strength, lesson["folds"]) for strength in (0.0001, 0.001, 0.01, 0.1, 1)},
     }
 
 
-# ------------------------------------------------------------------------------------------- the record
-
-PARTS = {
-    "heads": measure_heads,
-    "marks": measure_marks,
-    "like_for_like": measure_like_for_like,
-    "shuffled": measure_shuffled,
-    "exercises": measure_exercises,
-    "seeds": measure_seeds,
-}
+PARTS = {part.__name__: part for part in (heads, marks, like_for_like, shuffled, exercises, seeds)}
 
 
 def main(parts: list[str]) -> None:
