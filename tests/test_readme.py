@@ -119,7 +119,7 @@ def text_of(place):
     texts = [cell["source"]] if cell["cell_type"] == "markdown" else []
     for output in cell.get("outputs", []):
         data = output.get("data", {})
-        texts.append(output.get("text") or data.get("text/markdown") or data.get("text/plain"))
+        texts.append(output.get("text") or data.get("text/markdown") or data.get("text/plain", ""))
     return " ".join(" ".join("".join(text) for text in texts).split())
 
 

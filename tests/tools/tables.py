@@ -32,13 +32,10 @@ MARKS = {
     "normal": "the X-ray that the record calls normal",
 }
 
-
-def load(name: str) -> dict:
-    """Return the content of a result file: binary, multi, chance, bench."""
-    return json.loads((pack.ROOT / "notebooks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-BINARY, MULTI, CHANCE, BENCH = map(load, ("binary", "multi", "chance", "bench"))
+BINARY, MULTI, CHANCE, BENCH = (
+    json.loads((pack.ROOT / "notebooks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    for name in ("binary", "multi", "chance", "bench")
+)
 HEADS, SEEDS = CHANCE["heads"], CHANCE["seeds"]  # the same for 60 models, and for five seeds
 MANIFEST = pd.read_csv(pack.ROOT / "data" / "manifest.csv", dtype=str, keep_default_na=False)
 
