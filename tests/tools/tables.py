@@ -36,7 +36,7 @@ BINARY, MULTI, CHANCE, BENCH = (
     json.loads((pack.ROOT / "notebooks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
     for name in ("binary", "multi", "chance", "bench")
 )
-HEADS, SEEDS = CHANCE["heads"], CHANCE["seeds"]  # the same for 60 models, and for five seeds
+HEADS, SEEDS = CHANCE["heads"], CHANCE["seeds"]  # of 60 models, and of five seeds
 MANIFEST = pd.read_csv(pack.ROOT / "data" / "manifest.csv", dtype=str, keep_default_na=False)
 
 
