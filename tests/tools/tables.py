@@ -94,7 +94,7 @@ def results() -> str:
 
 def minutes() -> str:
     first = BENCH["first"]
-    seconds = {"before: packages, images, and weights, without downloads": first["images_and_weights"]}
+    seconds = {"installation, with images and weights at hand": first["images_and_weights"]}
     seconds |= {name: first[name]["end"] for name in ("Binary", "Multi")}
     return as_table(["", "minutes on two CPU cores"], [[name, f"{found / 60:.0f}"] for name, found in seconds.items()])
 
@@ -207,7 +207,7 @@ def control_groups() -> str:
 def speed() -> str:
     machine, first = BENCH["machine"], BENCH["first"]
     has = ", ".join(flag for flag, is_there in machine["flags"].items() if is_there)
-    where = f"{machine['cores']} cores of an {machine['model']} ({has}), load {machine['load']:.0f}, "
+    where = f"{machine['cores']} cores of an {machine['model']} ({has}), load average {machine['load']:.0f}, "
     where += f"TensorFlow {machine['versions']['tensorflow']}"
     runs, rows = [first["Binary"], first["Multi"], BENCH["second"]], []
     for key in ("first_picture", "first_epoch", "first_accuracy", "end"):
