@@ -6,7 +6,7 @@ Runs what is committed, in a copy. The images, controls, and weights that data/ 
 output/bench.json:
   machine  processor, cores, what it computes with, versions, load
   first    `make run`: seconds until images and weights are checked; of each lesson, seconds from its own start to the
-           first picture, epoch, and accuracy, and to the end, and the peak of memory
+           first accuracy and to the end, and the peak of memory
   second   `make multi` again, with the features that `first` kept
 """
 
@@ -76,31 +76,18 @@ def make(target: str, project: Path) -> list[tuple[float, float]]:
 
 
 def times_of(lesson: str, project: Path, memory: list[tuple[float, float]]) -> dict:
-    """Return the seconds from a lesson's start to its first picture, epoch, and accuracy, and its end; and its peak.
-
-    Jupyter notes when a cell began and ended. A picture is there when its cell ends. In the cell `fit`, Keras says
-    "11/11 - 14s" after an epoch.
-    """
+    """Return the seconds from a lesson's start to its first accuracy and to its end, and its peak of memory."""
     notebook = project / "output" / f"Covid19_GradientCrescent_{lesson}.ipynb"
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    cells = [cell for cell in cells if "execution" in cell["metadata"]]
-    begin, found = when(cells[0], "busy"), {}
-    for cell in cells:
-        outputs, ended = json.dumps(cell["outputs"]), when(cell, "idle") - begin
-        if "image/png" in outputs:
-            found.setdefault("first_picture", ended)
-        if cell["id"] == "fit":
-            (seconds, *_) = re.findall(r"\d+/\d+ - (\d+)s ", outputs)
-            found["first_epoch"] = when(cell, "busy") - begin + int(seconds)
-        if "first-result" in cell["metadata"].get("tags", []):
-            found["first_accuracy"] = ended
-        found["end"] = ended
-    found["peak_gib"] = max(held for moment, held in memory if begin <= moment <= begin + found["end"])
-    return found
+    cells = [cell for cell in cells if cell["cell_type"] == "code"]
+    (accuracy,) = (cell for cell in cells if "first-result" in cell["metadata"].get("tags", []))
+    begin, end = when(cells[0], "busy"), when(cells[-1], "idle")
+    peak = max(held for moment, held in memory if begin <= moment <= end)
+    return {"first_accuracy": when(accuracy, "idle") - begin, "end": end - begin, "peak_gib": peak}
 
 
 def when(cell: dict, state: str) -> float:
-    """Return when a cell began ("busy") or ended ("idle")."""
+    """Return when a cell began ("busy") or ended ("idle"), as Jupyter has noted."""
     stamp = cell["metadata"]["execution"][f"iopub.status.{state}"]
     return datetime.datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
 

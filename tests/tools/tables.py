@@ -210,7 +210,7 @@ def speed() -> str:
     where = f"{machine['cores']} cores of an {machine['model']} ({has}), load average {machine['load']:.0f}, "
     where += f"TensorFlow {machine['versions']['tensorflow']}"
     runs, rows = [first["Binary"], first["Multi"], BENCH["second"]], []
-    for key in ("first_picture", "first_epoch", "first_accuracy", "end"):
+    for key in ("first_accuracy", "end"):
         rows.append([f"seconds until the {key.replace('_', ' ')}", *(f"{run[key]:.0f}" for run in runs)])
     rows.append(["peak memory", *(f"{run['peak_gib']:.1f} GiB" for run in runs)])
     return as_table([where, "Binary", "Multi", "Multi again, features kept"], rows)
