@@ -1,17 +1,15 @@
 """Measure how fast the lessons are. Leave the machine alone meanwhile.
 
-    python tests/measure/bench.py [PART ...]
+    python tests/measure/bench.py
 
-What a part found goes at once to output/bench.json, under its name, with the load of the machine before it:
-  machine  processor, cores, what it computes with, versions
-  first    `make run` from nothing: seconds to the packages, and of each lesson to the first picture, epoch, accuracy,
-           and to the end, from its own start, with the peak of memory
-  second   Multi again, with the features that `first` kept
-They measure what is committed, in a copy, and need images (COVID_XRAY_DATA or data/) and weights
-(VGG16_WEIGHTS or data/weights), as `make data` leaves them.
+Runs what is committed, in a copy. The images, controls, and weights that data/ has are not downloaded. Writes
+output/bench.json:
+  machine  processor, cores, what it computes with, versions, load
+  first    `make run`: seconds until images and weights are checked; of each lesson, seconds from its own start to the
+           first accuracy and to the end, and the peak of memory
+  second   `make multi` again, with the features that `first` kept
 """
 
-import argparse
 import contextlib
 import datetime
 import importlib.metadata
@@ -20,7 +18,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -28,54 +25,44 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "notebooks")]
-
-import psutil  # noqa: E402
-from lessons import BINARY, MULTI  # noqa: E402
-
-LESSONS = {"Binary": BINARY.name, "Multi": MULTI.name}
 OUTPUT = Path(os.environ.get("COVID_XRAY_OUTPUT") or ROOT / "output").resolve()
-RESULTS = OUTPUT / "bench.json"
-KEPT = OUTPUT / "bench"  # what `first` leaves for `second`
-IMAGES = Path(os.environ.get("COVID_XRAY_DATA") or ROOT / "data").resolve()
-WEIGHTS = Path(os.environ.get("VGG16_WEIGHTS") or ROOT / "data" / "weights" / "vgg16.weights.h5").resolve()
+AT_HAND = ("Covid_Data_GradientCrescent.zip", "controls", "nih_no_finding", "weights")
 
 
-def save(part, found):
-    """Put what a part found into output/bench.json."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    saved = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps(saved | {part: found}, indent=1) + "\n", encoding="utf-8")
-    print(part, json.dumps(found), flush=True)
+def machine() -> dict:
+    path = Path("/proc/cpuinfo")
+    cpu = path.read_text() if path.exists() else ""
+    model = re.search(r"model name\s*: (.*)", cpu)
+    return {
+        "model": model[1] if model else platform.processor(),
+        "cores": os.cpu_count(),
+        "flags": {flag: flag in cpu.split() for flag in ("avx2", "avx512f", "avx512_bf16", "amx_tile")},
+        "versions": {"tensorflow": importlib.metadata.version("tensorflow")},
+        "load": os.getloadavg()[0],
+    }
 
 
-def copy_project(folder, linked=()):
-    """Unpack the project as it is committed into `folder`.
-
-    linked: what the copy need not download, if data/ has it, beside the controls.
-    """
+def copy_project(folder: Path) -> None:
+    """Unpack the project as it is committed into `folder`, with links to what data/ has at hand."""
     archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
     tarfile.open(fileobj=io.BytesIO(archive)).extractall(folder, filter="data")
-    for name in ("controls", "nih_no_finding", *linked):
+    for name in AT_HAND:
         if (ROOT / "data" / name).exists():
             (folder / "data" / name).symlink_to(ROOT / "data" / name)
 
 
-def environment(**settings):
-    """Return this process's environment for a copy: the same images and weights."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CI", "COVID_", "MPL", "MAKE"))}
-    found = {"COVID_XRAY_DATA": str(IMAGES), "VGG16_WEIGHTS": str(WEIGHTS), "KERAS_BACKEND": "tensorflow"}
-    return kept | found | settings
+def make(target: str, project: Path) -> list[tuple[float, float]]:
+    """Make a target of the project; return pairs of a time and the GiB that its processes hold then.
 
-
-def watch(command, folder, variables):
-    """Run a command to its end; return when it began, its seconds, and its memory: pairs of a time and GiB.
-
-    The memory is the sum of what its processes hold, files that they map included.
+    They are the sum of what each holds, files that it maps included.
     """
-    begin, memory = time.time(), []
-    process = psutil.Popen([str(word) for word in command], cwd=folder, env=variables)
+    own = ("CI", "COVID_", "VGG16_", "MPL", "MAKE")
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    process = psutil.Popen(["make", target, f"PYTHON={sys._base_executable}"], cwd=project, env=variables)
+    memory = []
     while process.poll() is None:
         held = 0
         for child in process.children(recursive=True):
@@ -84,113 +71,41 @@ def watch(command, folder, variables):
         memory.append((time.time(), held / 2**30))
         time.sleep(0.2)
     if process.returncode:
-        sys.exit(f"{command} fails, with status {process.returncode}.")
-    return begin, time.time() - begin, memory
+        sys.exit(f"make {target} fails, with status {process.returncode}.")
+    return memory
 
 
-def execute(project, name, output):
-    """Execute a lesson of a copy; return its cells, and seconds and memory."""
-    command = [sys.executable, "-m", "nbconvert", "--log-level", "ERROR", "--to", "notebook", "--execute"]
-    command += ["--ExecutePreprocessor.timeout=-1", "--ExecutePreprocessor.kernel_name=python3"]
-    command += ["--output-dir", output, project / "notebooks" / LESSONS[name]]
-    begin, seconds, memory = watch(command, project, environment(COVID_XRAY_OUTPUT=str(output)))
-    cells = executed(output, name)
-    return cells, first_times(cells, begin) | {"end": seconds, "peak_gib": max(held for _, held in memory)}
+def times_of(lesson: str, project: Path, memory: list[tuple[float, float]]) -> dict:
+    """Return the seconds from a lesson's start to its first accuracy and to its end, and its peak of memory."""
+    notebook = project / "output" / f"Covid19_GradientCrescent_{lesson}.ipynb"
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    cells = [cell for cell in cells if cell["cell_type"] == "code"]
+    (accuracy,) = (cell for cell in cells if "first-result" in cell["metadata"].get("tags", []))
+    begin, end = when(cells[0], "busy"), when(cells[-1], "idle")
+    peak = max(held for moment, held in memory if begin <= moment <= end)
+    return {"first_accuracy": when(accuracy, "idle") - begin, "end": end - begin, "peak_gib": peak}
 
 
-def executed(output, name):
-    return json.loads((output / LESSONS[name]).read_text(encoding="utf-8"))["cells"]
+def when(cell: dict, state: str) -> float:
+    """Return when a cell began ("busy") or ended ("idle"), as Jupyter has noted."""
+    stamp = cell["metadata"]["execution"][f"iopub.status.{state}"]
+    return datetime.datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
 
 
-def first_times(cells, begin):
-    """Return the seconds from `begin` to the first cell, picture, epoch of `fit`, accuracy, and to the last cell's end.
-
-    Jupyter notes when a cell began and ended. A picture is there when its cell ends. Within the cell `fit`, Keras says
-    "11/11 - 14s" after an epoch, or a bar of epochs "1/100 [00:02<".
-    """
-    found = {}
-    for cell in cells:
-        if not (stamps := cell["metadata"].get("execution")):
-            continue
-        stamps = [stamps[f"iopub.status.{state}"].replace("Z", "+00:00") for state in ("busy", "idle")]
-        started, ended = (datetime.datetime.fromisoformat(stamp).timestamp() - begin for stamp in stamps)
-        found.setdefault("begin", started)
-        found["end"] = ended
-        outputs = json.dumps(cell["outputs"])
-        if "image/png" in outputs:
-            found.setdefault("first_picture", ended)
-        if "first-result" in cell["metadata"].get("tags", []):
-            found["first_accuracy"] = ended
-        if cell["id"] == "fit" and (keras_says := re.search(r"\d+/\d+ - (\d+)s ", outputs)):
-            found["first_epoch"] = started + int(keras_says[1])
-        elif cell["id"] == "fit" and (bar := re.search(r" ([1-9]\d*)/\d+ \[(\d+):(\d+)<", outputs)):
-            found["first_epoch"] = started + (60 * int(bar[2]) + int(bar[3])) / int(bar[1])
-    return found
-
-
-# --------------------------------------------------------------------------------------- the parts
-
-
-def machine(options):
-    path = Path("/proc/cpuinfo")
-    cpu = path.read_text() if path.exists() else ""
-    model = re.search(r"model name\s*: (.*)", cpu)
-    flags = ("avx2", "avx512f", "avx512_bf16", "amx_tile")
-    versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy", "scipy")}
-    save("machine", {
-        "model": model[1] if model else platform.processor(),
-        "cores": os.cpu_count(),
-        "flags": {flag: flag in cpu.split() for flag in flags},
-        "versions": {"python": platform.python_version()} | versions,
-    })  # fmt: skip
-
-
-def first(options):
-    """Save the seconds of `make run` in a fresh clone; the zip, controls, and weights that data/ has are linked.
-
-    What it leaves in its output stays in output/bench.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        project = Path(scratch) / "project"
-        copy_project(project, linked=["Covid_Data_GradientCrescent.zip", "weights"])
-        variables = {name: value for name, value in environment().items() if not name.startswith("COVID_")}
-        begin, seconds, memory = watch(["make", "run", f"PYTHON={sys._base_executable}"], project, variables)
-        found = {"end": seconds, "load": options.load}
-        for name, path in {"packages": "installed", "images_and_weights": "images"}.items():
-            found[name] = (project / ".venv" / path).stat().st_mtime - begin
-        for name in LESSONS:
-            cells = executed(project / "output", name)
-            ran = first_times(cells, begin)
-            started, ended = ran["begin"] + begin, ran["end"] + begin
-            peak = max(held for when, held in memory if started <= when <= ended)
-            found[name] = {key: value - ran["begin"] for key, value in ran.items()} | {"peak_gib": peak}
-            found[name]["begin"] = ran["begin"]
-        shutil.rmtree(KEPT, ignore_errors=True)
-        shutil.move(project / "output", KEPT)
-    save("first", found)
-
-
-def second(options):
-    """Save seconds and memory of Multi with the features that are kept."""
-    with tempfile.TemporaryDirectory() as project:
-        copy_project(Path(project))
-        _, found = execute(Path(project), "Multi", KEPT)
-    save("second", found | {"load": options.load})
-
-
-PARTS = {part.__name__: part for part in (machine, first, second)}
-
-
-def main():
-    """Measure the parts that the command line names, one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; by default all")
-    options = parser.parse_args()
-    if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"no part is named {', '.join(unknown)}")
-    for part in options.parts or PARTS:
-        options.load = os.getloadavg()[0]
-        PARTS[part](options)
+def main() -> None:
+    """Measure all, and save it."""
+    found = {"machine": machine()}
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder)
+        copy_project(project)
+        begin = time.time()
+        memory = make("run", project)
+        checked = (project / ".venv" / "images").stat().st_mtime - begin
+        found["first"] = {"images_and_weights": checked}
+        found["first"] |= {lesson: times_of(lesson, project, memory) for lesson in ("Binary", "Multi")}
+        found["second"] = times_of("Multi", project, make("multi", project))
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    (OUTPUT / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

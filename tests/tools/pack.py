@@ -39,14 +39,12 @@ def read_packed() -> dict[str, bytes]:
 
 def make_cell(files: dict[str, bytes]) -> str:
     """Return the source of a toolbox cell that unpacks `files`."""
-    buffer = io.BytesIO()
-    digest = hashlib.sha256()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as zipped:
+    buffer, digest = io.BytesIO(), hashlib.sha256()
+    with zipfile.ZipFile(buffer, "w") as zipped:
         for name, content in files.items():
-            zipped.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED, 9)
+            zipped.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED, 9)  # always of 1980
             digest.update(b"%s %d\0%s" % (name.encode(), len(content), content))
-    text = base64.b85encode(buffer.getvalue()).decode()
-    return TOOLBOX.format(digest=digest.hexdigest()[:12], text=text)
+    return TOOLBOX.format(digest=digest.hexdigest()[:12], text=base64.b85encode(buffer.getvalue()).decode())
 
 
 def split_cell(source: str) -> tuple[str, dict[str, bytes]]:
@@ -55,8 +53,7 @@ def split_cell(source: str) -> tuple[str, dict[str, bytes]]:
     if packed is None:
         return source, {}
     with zipfile.ZipFile(io.BytesIO(base64.b85decode(packed[1]))) as zipped:
-        files = {name: zipped.read(name) for name in zipped.namelist()}
-    return source.replace(packed[1], ""), files
+        return source.replace(packed[1], ""), {name: zipped.read(name) for name in zipped.namelist()}
 
 
 def with_toolbox(text: str) -> str:

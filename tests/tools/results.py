@@ -18,8 +18,6 @@ from pathlib import Path
 
 import pack
 
-RESULTS = pack.ROOT / "notebooks" / "results"
-FIGURES = pack.ROOT / "notebooks" / "figures"
 LESSONS = {"binary": "Covid19_GradientCrescent_Binary.ipynb", "multi": "Covid19_GradientCrescent_Multi.ipynb"}
 SHOWN = {  # figures of the READMEs, and the cell that draws each; none of them shows an X-ray
     "silly.png": ("binary", "silly-figure"),
@@ -42,21 +40,23 @@ def clean_text(text: str) -> str:
     return re.sub(TIMES, "", "".join(lines))
 
 
-def clean_outputs(cell: dict) -> list[dict]:
-    """Return the outputs of an executed cell as they may be committed."""
-    kept, hidden = [], False
+def clean_outputs(cell: dict, number: int) -> list[dict]:
+    """Return the outputs of an executed cell, the lesson's `number`th, as they may be committed."""
+    kept, printed, hidden = [], None, False
     for output in cell["outputs"]:
         if output["output_type"] == "stream":
             text = clean_text("".join(output["text"]))
             if output["name"] == "stdout" and text.strip():
-                if not (kept and kept[-1]["output_type"] == "stream"):
-                    kept.append({"name": "stdout", "output_type": "stream", "text": []})
-                kept[-1]["text"] += text.splitlines(keepends=True)
-            continue
-        if "image/png" in output.get("data", {}) and "shows-xrays" in cell["metadata"].get("tags", []):
+                if printed is None:
+                    printed = {"name": "stdout", "output_type": "stream", "text": []}
+                    kept.append(printed)
+                printed["text"] += text.splitlines(keepends=True)
+        elif "image/png" in output.get("data", {}) and "shows-xrays" in cell["metadata"].get("tags", []):
             hidden = True
-            continue
-        kept.append({**output, "metadata": {}})
+        else:
+            printed = None
+            count = {"execution_count": number} if output["output_type"] == "execute_result" else {}
+            kept.append({**output, **count, "metadata": {}})
     if hidden:
         data = {"text/markdown": [f"*{INSTEAD}*"], "text/plain": [INSTEAD]}
         kept.append({"data": data, "metadata": {}, "output_type": "display_data"})
@@ -66,48 +66,36 @@ def clean_outputs(cell: dict) -> list[dict]:
 def with_outputs(committed: dict, executed: dict) -> dict:
     """Return a notebook with the outputs of its executed copy; exits if their code differs."""
     made = {cell["id"]: cell for cell in executed["cells"]}
-    number = 0
-    for cell in committed["cells"]:
-        if cell["cell_type"] != "code":
-            continue
-        if "".join(cell["source"]) != "".join(made.get(cell["id"], {"source": ""})["source"]):
+    for number, cell in enumerate((cell for cell in committed["cells"] if cell["cell_type"] == "code"), 1):
+        source = "".join(cell["source"])
+        if cell["id"] not in made or "".join(made[cell["id"]]["source"]) != source:
             sys.exit(f"Problem: cell {cell['id']} has changed since that run. Run `make sync run`, then this again.")
-        number += 1
-        cell["outputs"] = clean_outputs(made[cell["id"]])
+        cell["outputs"] = clean_outputs(made[cell["id"]], number)
         cell["execution_count"] = number
-        for output in cell["outputs"]:
-            if output["output_type"] == "execute_result":
-                output["execution_count"] = number
-        cell["metadata"]["outputs-of"] = code_hash("".join(cell["source"]))
+        cell["metadata"]["outputs-of"] = code_hash(source)
     return committed
-
-
-def pictures_of(notebook: dict, name: str) -> list[bytes]:
-    """Return the pictures, as PNG, under the cell whose id is `name`."""
-    (cell,) = (cell for cell in notebook["cells"] if cell["id"] == name)
-    found = [output.get("data", {}).get("image/png") for output in cell["outputs"]]
-    return [base64.b64decode("".join(data)) for data in found if data]
 
 
 def main() -> None:
     """Copy all, or say in one line why not and exit with 1."""
-    output = Path(os.environ.get("COVID_XRAY_OUTPUT") or pack.ROOT / "output")
-    texts, notebooks = {}, {}
+    folder = Path(os.environ.get("COVID_XRAY_OUTPUT") or pack.ROOT / "output")
+    texts, pictures = {}, {}
     for name, lesson in LESSONS.items():
-        text = (output / f"{name}.json").read_text(encoding="utf-8")
-        results = json.loads(text)
-        if (results["dataset"], results["weights"]) != ("Covid_Data_GradientCrescent", "imagenet"):
-            sys.exit(f"Problem: {name}'s results are of {results['dataset']} and {results['weights']} weights.")
-        executed = json.loads((output / lesson).read_text(encoding="utf-8"))
+        texts[f"results/{name}.json"] = (folder / f"{name}.json").read_text(encoding="utf-8")
+        found = json.loads(texts[f"results/{name}.json"])
+        if (found["dataset"], found["weights"]) != ("Covid_Data_GradientCrescent", "imagenet"):
+            sys.exit(f"Problem: {name}'s results are of {found['dataset']} and {found['weights']} weights.")
         committed = json.loads((pack.ROOT / "notebooks" / lesson).read_text(encoding="utf-8"))
-        notebooks[name] = with_outputs(committed, executed)
-        texts[RESULTS / f"{name}.json"] = text
-        texts[pack.ROOT / "notebooks" / lesson] = json.dumps(notebooks[name], indent=1, ensure_ascii=False) + "\n"
-    for path, text in texts.items():
-        path.write_text(text, encoding="utf-8", newline="\n")
-    for name, (lesson, cell) in SHOWN.items():
-        (picture,) = pictures_of(notebooks[lesson], cell)
-        (FIGURES / name).write_bytes(picture)
+        executed = json.loads((folder / lesson).read_text(encoding="utf-8"))
+        notebook = with_outputs(committed, executed)
+        texts[lesson] = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+        for cell in notebook["cells"]:
+            for output in cell.get("outputs", []):
+                pictures[name, cell["id"]] = output.get("data", {}).get("image/png")
+    for name, text in texts.items():
+        (pack.ROOT / "notebooks" / name).write_text(text, encoding="utf-8", newline="\n")
+    for name, place in SHOWN.items():
+        (pack.ROOT / "notebooks" / "figures" / name).write_bytes(base64.b64decode("".join(pictures[place])))
     print(f"Copied {len(texts)} files and {len(SHOWN)} figures. Now run `make sync` for the READMEs' tables.")
 
 

@@ -10,36 +10,34 @@ import json
 import re
 from collections.abc import Sequence
 
-import numpy as np
 import pack
 import pandas as pd
 
 READMES = [pack.ROOT / place / "README.md" for place in (".", "notebooks", "data", "tests")]
-RECIPES = ("article", "gentle", "none", "logistic")
-INTERVAL = "95% confidence interval"
-CURVE = "area under the ROC curve"
-LARGER = "always the larger group"
 TASKS = {
     "children": "children of another hospital",
     "nih": "adults of the NIH, no finding",
     "collection": "other diseases, the same collection",
 }
 KINDS = {
-    "black": "90% of height and width black",
-    "pages": "whole pages in a fold",
-    "black_pages": "90% black, whole pages in a fold",
-    "file": "no image: format and color mode of the file",
-    "record": "no image: age, sex, view, where known",
-    "site": "no image: the web site",
+    "": "",
+    "black": ", 90% of height and width black",
+    "file": ", no image: format and color mode of the file",
+    "record": ", no image: age, sex, view, where known",
+    "site": ", no image: the web site",
+}
+MARKS = {
+    "arrows": "the X-ray with red arrows",
+    "no_arrows": "the same without them",
+    "normal": "the X-ray that the record calls normal",
 }
 
-
-def load(name: str) -> dict:
-    """Return the content of a result file: binary, multi, chance, bench."""
-    return json.loads((pack.ROOT / "notebooks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-BINARY, MULTI, CHANCE, BENCH = map(load, ("binary", "multi", "chance", "bench"))
+BINARY, MULTI, CHANCE, BENCH = (
+    json.loads((pack.ROOT / "notebooks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    for name in ("binary", "multi", "chance", "bench")
+)
+HEADS, SEEDS = CHANCE["heads"], CHANCE["seeds"]  # of 60 models, and of five seeds
+MANIFEST = pd.read_csv(pack.ROOT / "data" / "manifest.csv", dtype=str, keep_default_na=False)
 
 
 def as_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -52,16 +50,6 @@ def counted(score: dict) -> str:
     return f"{score['correct']} of {score['n']} = {score['correct'] / score['n']:.0%}"
 
 
-def correct(score: dict) -> str:
-    """Return "23 of 36"."""
-    return f"{score['correct']} of {score['n']}"
-
-
-def covid(score: dict) -> str:
-    """Return "89 of 100": controls predicted COVID-19."""
-    return f"{score['predicted_covid']} of {score['n']}"
-
-
 def percent(interval: Sequence[float]) -> str:
     """Return an interval of shares, "46% to 79%"."""
     return "{:.0%} to {:.0%}".format(*interval)
@@ -72,13 +60,21 @@ def decimal(value: float, interval: Sequence[float]) -> str:
     return f"{value:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
 
 
-def spread(found: dict, digits: int = 0) -> str:
-    """Return mean, standard deviation, and range over seeds, or with digits=0 mean and range of counts."""
-    low, high = min(found["values"]), max(found["values"])
-    if digits == 0:
-        return f"{found['mean']:.0f} ({low} to {high})"
-    ends = f"{low} to {high}" if isinstance(low, int) else f"{low:.2f} to {high:.2f}"
-    return f"{found['mean']:.{digits}f} ± {found['sd']:.{digits}f} ({ends})"
+def span(values: Sequence[float], form: str = "{}") -> str:
+    """Return the lowest and the highest of some values, "8 to 11", or "9" if they look alike."""
+    return " to ".join(dict.fromkeys(form.format(end) for end in (min(values), max(values))))
+
+
+def among(count: int, n: int, others: Sequence[int]) -> str:
+    """Return a count and, where other models have other counts, their range: "13 of 54 (8 to 16)"."""
+    return f"{count} of {n}" + (f" ({span(others)})" if set(others) - {count} else "")
+
+
+def gains(first: str, second: str) -> list[float]:
+    """Return by how many points a recipe is ahead of another in the cross-validation, for each of five seeds."""
+    n = MULTI["trust"]["grouped_cv"][first]["n"]
+    pairs = zip(SEEDS[f"cross-validated, {first}"], SEEDS[f"cross-validated, {second}"])
+    return [100 * (one - other) / n for one, other in pairs]
 
 
 # --- README.md
@@ -93,12 +89,14 @@ def results() -> str:
         ("four, cross-validated by patient", cross_validated, ""),
     ]
     rows = [[classes, counted(score), percent(score["ci95"]), reported] for classes, score, reported in found]
-    return as_table(["classes", "test images right", INTERVAL, "the article"], rows)
+    return as_table(["classes", "test images right", "95% confidence interval", "the article"], rows)
 
 
 def minutes() -> str:
-    rows = [[name, f"{seconds / 60:.0f}"] for name, seconds in seconds_of_lessons().items()]
-    return as_table(["lesson", "minutes on two CPU cores (installation takes about two more)"], rows)
+    first = BENCH["first"]
+    seconds = {"installation, with images and weights at hand": first["images_and_weights"]}
+    seconds |= {name: first[name]["end"] for name in ("Binary", "Multi")}
+    return as_table(["", "minutes on two CPU cores"], [[name, f"{found / 60:.0f}"] for name, found in seconds.items()])
 
 
 # --- notebooks/README.md
@@ -107,82 +105,79 @@ def minutes() -> str:
 def test_sets() -> str:
     rows = []
     for name, case in {"two": BINARY["cases"]["binary"], **MULTI["cases"]}.items():
-        classes, _, recipe = name.partition("_")
-        recipe = (recipe or "article").replace("fine_tuned", "article, fine-tuned")
-        rows.append([classes, recipe, counted(case["test"]), percent(case["test"]["ci95"])])
-    rows.sort(key=lambda row: ("two", "three", "four").index(row[0]))
-    return as_table(["classes", "augmentation", "test images right", INTERVAL], rows)
+        classes, _, kind = name.partition("_")
+        recipe = kind.replace("fine_tuned", "article, fine-tuned") or "article"
+        others = HEADS["test"] if classes == "two" else SEEDS.get(f"test, {classes}, {recipe}")
+        interval = percent(case["test"]["ci95"])
+        rows.append([classes, recipe, counted(case["test"]), interval, span(others) if others else ""])
+    return as_table(["classes", "augmentation", "test images right", "95% confidence interval", "other seeds"], rows)
 
 
 def swap() -> str:
-    found = pd.DataFrame(BINARY["trust"]["swap"])
-    found["count"] = [f"{row.predicted_covid} of {row.n}" for row in found.itertuples()]
-    table = found.pivot(index="pair", columns=["share", "blur"], values="count").loc[found["pair"].unique()]
-    columns = [(0.7, 2), (0.7, 0), (0.9, 2), (0.9, 0)]
-    head = [f"{share:.0%}, {'blended' if blur else 'hard edge'}" for share, blur in columns]
-    rows = [[pair, *(table.loc[pair, column] for column in columns)] for pair in table.index]
-    return as_table(["center, of height and width", *head], rows)
-
-
-def augmentations() -> str:
-    rows = []
-    for name, views in zip(RECIPES, (8, 8, 1, 1)):
-        score = MULTI["trust"]["grouped_cv"][name]
-        on_views = f"{score['mean_on_views']:.2f}" if "mean_on_views" in score else ""
-        rows.append([name, views, score["correct"], decimal(score["accuracy"], score["ci95"]), on_views])
-    head = ["augmentation", "views (article: 100)", "right, of 306", "accuracy", "on augmented views"]
-    return as_table(head, rows)
-
-
-def differences() -> str:
-    seeds, rows = CHANCE["seeds"], []
-    for name, found in MULTI["trust"]["differences"].items():
-        first, second = name.split(" minus ")
-        values = [seeds[f"cross-validated, {part}"]["values"] for part in (first, second)]
-        points = [100 * (one - other) / seeds["n"]["cross-validated"] for one, other in zip(*values)]
-        low, high = (100 * end for end in found["ci95"])
-        ours = [f"{100 * found['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}"]
-        rows.append([name, *ours, f"{min(points):+.0f} to {max(points):+.0f}"])
-    head = ["paired difference, in points", "seed 42", f"{INTERVAL}, by patient", f"{number_of_seeds()} other seeds"]
-    return as_table(head, rows)
+    head, rows = ["center, of height and width"], {}
+    for found in BINARY["trust"]["swap"]:
+        pair, share, blur = found["pair"], found["share"], found["blur"]
+        column = f"{share:.0%}, {'blended' if blur else 'hard edge'}"
+        if column not in head:
+            head.append(column)
+        count = among(found["predicted_covid"], found["n"], HEADS[f"swap, {share}, {blur}, {pair}"])
+        rows.setdefault(pair, [pair]).append(count)
+    return as_table(head, list(rows.values()))
 
 
 def controls() -> str:
     rows = []
-    for label, found, suffix in (
-        ("two classes, article", BINARY["trust"], ""),
-        ("four classes, article", MULTI["trust"], ""),
-        ("four classes, gentle", MULTI["trust"], "_gentle"),
-        ("four classes, none", MULTI["trust"], "_none"),
-    ):
-        nih, others = found[f"nih{suffix}"], found[f"collection{suffix}"]
-        answered = correct(others["with_right_answer"]) if label.startswith("four") else ""
-        rows.append([label, covid(nih), correct(nih["with_right_answer"]), covid(others), answered])
+    for classes, recipe in (("two", "article"), ("four", "article"), ("four", "gentle"), ("four", "none")):
+        row = [f"{classes} classes, {recipe}"]
+        for group in ("nih", "collection"):
+            if classes == "two":
+                score, called, right = BINARY["trust"][group], HEADS[group], []
+            else:
+                score = MULTI["trust"][group if recipe == "article" else f"{group}_{recipe}"]
+                called, right = (SEEDS[f"{group}, {what}, {recipe}"] for what in ("predicted COVID-19", "right"))
+            known = score["with_right_answer"]
+            row.append(among(score["predicted_covid"], score["n"], called))
+            row.append(among(known["correct"], known["n"], right) if known["n"] else "")
+        rows.append(row)
     head = ["model", "NIH: called COVID-19", "right: normal"]
     return as_table([*head, "collection: called COVID-19", "right: bacterial or viral"], rows)
 
 
-def whole_name(task: str) -> str:
-    """Return what COVID-19 is compared with in a task, and how."""
-    source, _, kind = task.partition("_")
-    return TASKS[source] + (f", {KINDS[kind]}" if kind else "")
-
-
 def like_for_like() -> str:
-    rows = []
-    scores = BINARY["trust"]["like_for_like"]
+    rows, scores = [], BINARY["trust"]["like_for_like"]
     for name in sorted(scores, key=lambda name: list(TASKS).index(name.partition("_")[0])):
-        score = scores[name]
-        right = f"{correct(score)} ({score['patients']})"
+        score, (source, _, kind) = scores[name], name.partition("_")
+        right = f"{score['correct']} of {score['n']} ({score['patients']})"
         area = decimal(score["auc"], score["auc_ci95"]) if "auc_ci95" in score else f"{score['auc']:.2f}"
-        rows.append([whole_name(name), right, decimal(score["accuracy"], score["ci95"]), area])
-    return as_table(["COVID-19 against", "right (patients)", "accuracy", CURVE], rows)
+        others = span(CHANCE["like_for_like"][name], "{:.2f}")
+        rows.append([TASKS[source] + KINDS[kind], right, decimal(score["accuracy"], score["ci95"]), area, others])
+    pairs, others = BINARY["trust"]["same_site"], span(CHANCE["like_for_like"]["same_site"], "{:.2f}")
+    rows.append([f"{pairs['pairs']} pairs from one web site", "", "", f"{pairs['share']:.2f}", others])
+    head = ["COVID-19 against", "right (patients)", "accuracy", "area under the ROC curve", "area, five other seeds"]
+    return as_table(head, rows)
+
+
+def augmentations() -> str:
+    rows = []
+    for name, views in (("article", 8), ("gentle", 8), ("none", 1), ("logistic", 1)):
+        score, others = MULTI["trust"]["grouped_cv"][name], span(SEEDS[f"cross-validated, {name}"])
+        on_views = f"{score['mean_on_views']:.2f}" if "mean_on_views" in score else ""
+        rows.append([name, views, score["correct"], others, decimal(score["accuracy"], score["ci95"]), on_views])
+    head = ["augmentation", "views (article: 100)", "right, of 306", "five other seeds"]
+    return as_table([*head, "accuracy", "on augmented views"], rows)
+
+
+def differences() -> str:
+    rows = []
+    for name, found in MULTI["trust"]["differences"].items():
+        low, high = (f"{100 * end:+.1f}" for end in found["ci95"])
+        others = span(gains(*name.split(" minus ")), "{:+.0f}")
+        rows.append([name, f"{100 * found['difference']:+.1f}", f"{low} to {high}", others])
+    head = ["paired difference, in points", "seed 42", "95% confidence interval, by patient", "five other seeds"]
+    return as_table(head, rows)
 
 
 # --- data/README.md
-
-
-MANIFEST = pd.read_csv(pack.ROOT / "data" / "manifest.csv", dtype=str, keep_default_na=False)
 
 
 def images_and_patients(rows: pd.DataFrame) -> str:
@@ -201,161 +196,48 @@ def article_classes() -> str:
 
 
 def control_groups() -> str:
-    rows = []
-    for names, listed in MANIFEST[MANIFEST["split"].isin(["control", "no_finding"])].groupby(["source", "class"]):
-        years = listed["dated"].str[:4]
-        rows.append([*names, images_and_patients(listed), " to ".join(dict.fromkeys([years.min(), years.max()]))])
+    groups = MANIFEST[MANIFEST["split"].isin(["control", "no_finding"])].groupby(["source", "class"])
+    rows = [[*names, images_and_patients(listed), span(listed["dated"].str[:4])] for names, listed in groups]
     return as_table(["source", "group", "images (patients)", "dated"], rows)
 
 
-# --- tests/README.md: chance
+# --- tests/README.md
 
 
-def number_of_seeds() -> str:
-    """Return how many seeds Multi's comparisons have, in words."""
-    count = len(CHANCE["seeds"]["cross-validated, article"]["values"])
-    return ("no", "one", "two", "three", "four", "five")[count]
-
-
-def chance_seeds() -> str:
-    found, rows = CHANCE["seeds"], []
-    for classes in ("two", "three", "four"):
-        n = found["n"][f"test, {classes}"]
-        for name in RECIPES[:3]:
-            rows.append([f"test, {classes} classes, {name}, of {n}", spread(found[f"test, {classes}, {name}"], 1)])
-    for name in RECIPES:
-        label = f"cross-validated, four classes, {name}, of {found['n']['cross-validated']}"
-        rows.append([label, spread(found[f"cross-validated, {name}"], 1)])
-    for name in RECIPES[:2]:
-        rows.append([f"accuracy on augmented views, {name}", spread(found[f"on augmented views, {name}"], 3)])
-    return as_table([f"{number_of_seeds()} seeds", "mean ± standard deviation (range)"], rows)
-
-
-def chance_like() -> str:
-    rows = []
-    for name, found in CHANCE["like_for_like"].items():
-        if name != "same_site":
-            rows.append([whole_name(name), spread(found["accuracy"], 3), spread(found["auc"], 3)])
-    pairs = CHANCE["like_for_like"]["same_site"]["auc"]
-    rows.append(["pairs from one web site: COVID-19 ranked first", "", spread(pairs, 3)])
-    return as_table(["COVID-19 against, five seeds", "accuracy", CURVE], rows)
-
-
-def chance_shuffled() -> str:
-    """Return areas under the ROC curve with shuffled labels, their mean and middle 95%, and with the true ones."""
-    rows = []
-    for name, found in CHANCE["shuffled"].items():
-        low, high = np.percentile(found["auc"]["values"], [2.5, 97.5])
-        rows.append(
-            [whole_name(name), f"{found['auc']['mean']:.2f}", f"{low:.2f} to {high:.2f}", f"{found['true']:.2f}"]
-        )
-    return as_table([f"100 times shuffled labels, {CURVE}", "mean", "middle 95%", "true labels"], rows)
-
-
-def chance_marks() -> str:
-    found = CHANCE["marks"]["42"]
-    before, after = found["normal, before"], found["normal, with arrows"]
-    span = "{:.3f} to {:.3f}".format
-    rows = [
-        ["as many pixels filled in elsewhere, 100 times", span(min(found["elsewhere"]), max(found["elsewhere"]))],
-        ["the nine normal test X-rays as they are", span(min(before), max(before))],
-        ["the same with red arrows drawn on them", span(min(after), max(after))],
-    ]
-    return as_table(["the X-ray with red arrows, and normal ones", "probability of COVID-19"], rows)
-
-
-def chance_controls() -> str:
-    found = CHANCE["seeds"]
-    keys = [f"{group}, {what}" for group in ("nih", "collection") for what in ("predicted COVID-19", "right")]
-    rows = [[name, *(spread(found[f"{key}, {name}"]) for key in keys)] for name in RECIPES[:3]]
-    head = [f"{key}, of {found['n'][key.replace(', predicted COVID-19', '')]}" for key in keys]
-    return as_table([f"{number_of_seeds()} seeds, four classes", *head], rows)
-
-
-def chance_heads() -> str:
-    found = CHANCE["heads"]
-    counts = {
-        "test": "test images right",
-        "nih": "NIH, adults, no finding: called COVID-19",
-        "collection": "collection, other diseases: called COVID-19",
-    }
-    marks = {
-        "arrows": "the X-ray with red arrows: probability of COVID-19",
-        "no_arrows": "the same without them",
-        "normal": "the X-ray that the record calls normal: probability of COVID-19",
-    }
-    rows = [[f"{label}, of {found['n'][key]}", spread(found[key])] for key, label in counts.items()]
-    rows += [
-        [f"{name}: probability of COVID-19", spread(found[f"silly, {name}"], 2)] for name in BINARY["trust"]["silly"]
-    ]
-    rows += [[label, spread(found[f"marks, {key}"], 2)] for key, label in marks.items()]
-    head = [f"{len(found['test']['values'])} heads", "mean (range), or mean ± standard deviation (range)"]
-    return as_table(head, rows)
-
-
-def chance_ladder() -> str:
-    found, rows = CHANCE["heads"], []
-    for step in BINARY["trust"]["ladder"]:
-        key = f"ladder, {step['blur']}, {step['black']}"
-        words = f"blur {step['blur']:.0f} pixels, black {step['black']:.0%} of height and width"
-        rows.append([words, spread(found[f"{key}, normal"]), spread(found[f"{key}, COVID-19"])])
-    return as_table(["test X-rays", "normal called COVID-19, of 9", "COVID-19 called so, of 9"], rows)
-
-
-def chance_swap() -> str:
-    found, rows = CHANCE["heads"], []
-    columns = [(0.7, 2), (0.7, 0), (0.9, 2), (0.9, 0)]
-    for pair in dict.fromkeys(row["pair"] for row in BINARY["trust"]["swap"]):
-        counts = [spread(found[f"swap, {share}, {blur}, {pair}"]) for share, blur in columns]
-        rows.append([f"{pair}, of {found['n'][f'swap, 0.7, 2, {pair}']}", *counts])
-    head = [f"{share:.0%}, {'blended' if blur else 'hard edge'}" for share, blur in columns]
-    return as_table(["center, of height and width", *head], rows)
-
-
-# --- tests/README.md: speed
-
-
-FLAGS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bfloat16", "amx_tile": "AMX"}
-
-
-def seconds_of_lessons() -> dict[str, float]:
-    return {name: BENCH["first"][name]["end"] for name in ("Binary", "Multi")}
-
-
-def speed_machine() -> str:
-    found = BENCH["machine"]
-    has = ", ".join(f"{'with' if found['flags'][flag] else 'without'} {name}" for flag, name in FLAGS.items())
-    cores = f"{found['cores']} cores of an {found['model']}, {has}, no GPU, shared with other work"
-    return as_table(["measured on", ""], [["processor", cores], ["TensorFlow", found["versions"]["tensorflow"]]])
-
-
-def speed_lessons() -> str:
-    first, rows = BENCH["first"], []
-    runs = [first["Binary"], first["Multi"], BENCH["second"]]
-    for key in ("first_picture", "first_epoch", "first_accuracy", "end"):
-        rows.append([f"until the {key.replace('_', ' ')}", *(f"{run[key]:.0f} s" for run in runs)])
+def speed() -> str:
+    machine, first = BENCH["machine"], BENCH["first"]
+    has = ", ".join(flag for flag, is_there in machine["flags"].items() if is_there)
+    where = f"{machine['cores']} cores of an {machine['model']} ({has}), load average {machine['load']:.0f}, "
+    where += f"TensorFlow {machine['versions']['tensorflow']}"
+    runs, rows = [first["Binary"], first["Multi"], BENCH["second"]], []
+    for key in ("first_accuracy", "end"):
+        rows.append([f"seconds until the {key.replace('_', ' ')}", *(f"{run[key]:.0f}" for run in runs)])
     rows.append(["peak memory", *(f"{run['peak_gib']:.1f} GiB" for run in runs)])
-    return as_table(["from the start of the lesson", "Binary", "Multi", "Multi again, features kept"], rows)
+    return as_table([where, "Binary", "Multi", "Multi again, features kept"], rows)
 
 
-def speed_first() -> str:
-    first, rows = BENCH["first"], []
-    rows.append(["the packages are installed", f"{first['packages']:.0f} s"])
-    rows.append(["images and weights are checked", f"{first['images_and_weights']:.0f} s"])
-    for key in ("first_picture", "first_epoch", "first_accuracy"):
-        rows.append([f"{key.replace('_', ' ')}, in Binary", f"{first['Binary']['begin'] + first['Binary'][key]:.0f} s"])
-    rows.append(["the last page", f"{first['end']:.0f} s"])
-    return as_table(["from `make run` until", ""], rows)
+def heads() -> str:
+    trust, rows = BINARY["trust"], []
+    asked = [(f"silly, {name}", name, p_covid) for name, p_covid in trust["silly"].items()]
+    asked += [(f"marks, {name}", label, trust["marks"][name]) for name, label in MARKS.items()]
+    for key, label, p_covid in asked:
+        rows.append([f"{label}: probability of COVID-19", f"{p_covid:.2f}", span(HEADS[key], "{:.2f}")])
+    for step in trust["ladder"]:
+        label = f"blur {step['blur']}, black {step['black']:.0%}: normal X-rays called COVID-19, of 9"
+        others = span(HEADS[f"ladder, {step['blur']}, {step['black']}, normal"])
+        rows.append([label, step["normal called COVID-19"], others])
+    return as_table(["asked", "Binary's model", "60 models"], rows)
+
+
+TABLES = [results, minutes, test_sets, swap, controls, like_for_like, augmentations, differences]
+TABLES += [article_classes, control_groups, speed, heads]
+BY_NAME = {table.__name__.replace("_", "-"): table for table in TABLES}
 
 
 def with_tables(text: str) -> str:
     """Return a README's text with the tables between its comments computed anew."""
     pattern = r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)"
-
-    def renewed(found: re.Match) -> str:
-        return f"{found[1]}{globals()[found[2].replace('-', '_')]()}\n{found[3]}"
-
-    return re.sub(pattern, renewed, text, flags=re.DOTALL)
+    return re.sub(pattern, lambda found: f"{found[1]}{BY_NAME[found[2]]()}\n{found[3]}", text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
