@@ -64,6 +64,15 @@ MISTAKES = {"binary": [
     ("a function that is not there", "exercise 4", "train_head", "train_a_head"),
     ("the shared patient stays", "exercise 4", "~np", "np"),
     ("sources shifted", "exercise 5", r"\* len\(found\)", "* (len(found) - 1) + ['covid']"),
+    ("colors of right and wrong exchanged", "predictions", '"black" if is_right else "#D55E00"', '"#D55E00" if is_right else "black"'),
+    ("the heads of two columns exchanged", "comparison", "article  this run", "this run  article"),
+    ("by image and by patient exchanged", "patients", r"by image: (.*)\n(.*)by patient:", r"by patient: \1\n\2by image:"),
+    ("patients of the validation images count as leaked", "patients", r"set\(patients\[train\]\)", "set(patients[table['split'] != 'test'])"),
+    ("another function is shown", "black-out-code", "black_out", "center_of"),
+    ("two photographs exchanged", "silly", r"flower.jpg(.*)\n(.*)china.jpg", r"china.jpg\1\n\2flower.jpg", "silly-figure"),
+    ("seconds exchanged", "head-fit", r"\{fit_seconds(.*)\n(.*)\{base_seconds", r"{base_seconds\1\n\2{fit_seconds", "head"),
+    ("the area's interval by image", "xray.score", r"truth_and_guess, patients\)", "truth_and_guess, np.arange(len(labels)))", "like-for-like like-for-like-figure"),
+    ("features of the trained network", "exercise 6", r"cross_validate\(new_features", "cross_validate(features"),
 ], "multi": [
     ("true label for the predicted one", "draw", "show_predictions\\(case, drawn", "show_predictions(LARGEST, drawn", "draw-chance"),
     ("right and wrong exchanged", "predictions", '"✓" if', '"✓" if not', "predictions-largest"),
@@ -91,4 +100,5 @@ MISTAKES = {"binary": [
     ("the other lesson's black", "blackout", "black=0.9", "black=0.5"),
     ("wrong counts in the conclusions", "conclusions", r"scores\[LARGEST, .article.\]", "scores[LARGEST, 'gentle']"),
     ("fine-tuned at another rate", "fine-tuning", "FINE_TUNE_LEARNING_RATE", "LEARNING_RATE", "test-augmentations"),
+    ("the heads of columns exchanged", "differences", r"columns = \[.*\]", r"\g<0>[::-1]"),
 ]}  # fmt: skip

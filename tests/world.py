@@ -8,9 +8,11 @@ VGG16: averages of the colors, and edges.
 
 import contextlib
 import io
+import itertools
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import IPython.display
@@ -28,6 +30,7 @@ FOUR = list(xray_data.LABELS)
 SIZE = 40
 SETTINGS = {"IMAGE_SIZE": SIZE, "LEARNING_RATE": 4e-3, "NUM_EPOCHS": 4, "BATCH_SIZE": 4}
 EPOCHS = 12  # of the model of Part 1
+SECONDS = {"fit": 321, "features": 45, "head-fit": 6}  # that a cell takes by the lesson's clock
 SETTINGS_MULTI = {"VIEWS_PER_IMAGE": 2, "FINE_TUNE_EPOCHS": 2, "FINE_TUNE_LEARNING_RATE": 2e-3}
 COLORS = dict(zip(FOUR, [(80, 100, 180), (110, 120, 140), (170, 170, 30), (20, 180, 190)])) | {"adult": (100, 90, 120)}
 LOOKS = {  # of the test images, center and frame, by class
@@ -82,7 +85,7 @@ def images_of(kind):
         yield "train", f"train/{kind}/train-{index:02d}.png", f"{kind}-{index // 2}", kind, frame
     for index, (center, frame) in enumerate(LOOKS[kind]):
         name = MARKED.get(index, "") if kind == "covid" else ""
-        patient = [2, 5, 5, *range(6, 16)][index]  # the first is in training, too
+        patient = [2, 5, 5, 0, *range(6, 15)][index]  # the first is in training, too, and the fourth in validation
         yield "test", f"test/{kind}/{name or f'test-{index:02d}.png'}", f"{kind}-{patient}", center, frame
 
 
@@ -119,8 +122,8 @@ def facts(index, more):
     return {"age": age, "sex": "FMM"[index % 3], "view": view, "site": f"{index % 5 + more // 3}.org"}
 
 
-def small_vgg16(**_):
-    """A network of 8 numbers for each 8 x 8 pixels: their colors, how dark they are, and how sharp."""
+def small_vgg16(weights="imagenet", **_):
+    """A network of 8 numbers for each 8 x 8 pixels: their colors, how dark they are, and how sharp; or only dark."""
     filters = np.zeros((3, 3, 3, 8), np.float32)
     for color in range(3):
         filters[:, :, color, color] = 1 / 9
@@ -128,6 +131,8 @@ def small_vgg16(**_):
     for number, edge in enumerate([[[1, -2, 1]] * 3, [[1] * 3, [-2] * 3, [1] * 3]]):
         filters[..., 4 + 2 * number] = np.array(edge)[..., np.newaxis] / 9
         filters[..., 5 + 2 * number] = -filters[..., 4 + 2 * number]
+    if weights is None:
+        filters[..., :3] = filters[..., 4:] = 0
     inputs = keras.Input((SIZE, SIZE, 3))
     convolution = layers.Conv2D(8, 3, strides=2, padding="same", activation="relu")
     base = keras.Model(inputs, layers.AveragePooling2D(4)(convolution(inputs)))
@@ -187,8 +192,9 @@ class Shown:
 
     @property
     def text(self):
-        """What it printed, and what it displayed as Markdown."""
-        said = [value.data for value in self.values if isinstance(value, IPython.display.Markdown)]
+        """What it printed, and what it displayed as Markdown or code."""
+        kinds = IPython.display.Markdown, IPython.display.Code
+        said = [value.data for value in self.values if isinstance(value, kinds)]
         return "\n".join([self.printed.getvalue(), *said])
 
     @property
@@ -214,6 +220,7 @@ class Lesson:
     def __init__(self, notebook, images, output, settings):
         self.notebook, self.images, self.output = notebook, images, output
         self.shown, self.before, self.drawing = {}, {}, Shown()
+        self.name = "binary" if notebook == lessons.BINARY else "multi"
         self.cells = lessons.sources(notebook, "code")
         with self.screen():
             self.variables = lessons.run_lesson(notebook, settings | {"VGG16": small_vgg16}, None, self.keep, self.run)
@@ -243,14 +250,17 @@ class Lesson:
     def run(self, notebook, name, variables, source=None):
         """Run a cell, or `source` in its place, and keep what it shows."""
         self.drawing = self.shown[name] = Shown()
+        if "time" in variables:
+            variables["time"] = SimpleNamespace(perf_counter=itertools.count(0, SECONDS.get(name, 0)).__next__)
         with contextlib.redirect_stdout(self.drawing.printed):
             self.drawing.values.append(lessons.run_code(source or self.cells[name], variables, name))
         self.show()
         models = [value for value in variables.values() if isinstance(value, keras.Sequential)]
         self.drawing.weights = [model.get_weights() for model in models if name == "head-fit"]
+        if name == "save":
+            self.drawing.model = keras.models.load_model(self.output / f"{self.name}.keras", compile=False)
         if name == "results":
-            name = "binary" if notebook == lessons.BINARY else "multi"
-            self.drawing.results = json.loads((self.output / f"{name}.json").read_text(encoding="utf-8"))
+            self.drawing.results = json.loads((self.output / f"{self.name}.json").read_text(encoding="utf-8"))
 
     def again(self, names, change=lambda name, source: source):
         """Run cells once more on the variables that they met, and on what the first of them changed; return `shown`.
