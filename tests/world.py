@@ -234,26 +234,25 @@ class Lesson:
             variables["NUM_EPOCHS"] = EPOCHS if name == "fit" else SETTINGS["NUM_EPOCHS"]
         self.before[name] = copied(variables)
 
-    def run(self, notebook, name, variables):
+    def display(self, *values):
+        self.drawing.values.extend(values)
+
+    def show(self):
+        self.drawing.figures += [plt.figure(number) for number in plt.get_fignums()]
+        plt.close("all")
+
+    def run(self, _, name, variables):
         """Run a cell, and keep what it shows and the files that it writes."""
-        shown = self.shown[name] = Shown()
-
-        def display(*values):
-            shown.values.extend(values)
-
-        def show():
-            shown.figures += [plt.figure(number) for number in plt.get_fignums()]
-            plt.close("all")
-
+        self.drawing = shown = self.shown[name] = Shown()
         if "time" in variables:
             variables["time"] = SimpleNamespace(perf_counter=itertools.count(0, SECONDS.get(name, 0)).__next__)
         plt.switch_backend("Agg")
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(shown.printed):
             for place in (IPython.display, xray):
-                patch.setattr(place, "display", display)
-            patch.setattr(plt, "show", show)
-            display(lessons.run_code(self.cells[name], variables, name))
-            show()
+                patch.setattr(place, "display", self.display)
+            patch.setattr(plt, "show", self.show)
+            self.display(lessons.run_code(self.cells[name], variables, name))
+            self.show()
         if name == "head-fit":
             models = [value for value in variables.values() if isinstance(value, keras.Sequential)]
             shown.weights = [model.get_weights() for model in models]
@@ -279,7 +278,7 @@ class Lesson:
                     met[key] = met[key] | value if both else value
                 self.variables.clear()  # the functions of a lesson read this very dictionary
                 self.variables.update(met)
-                self.run(None, name, self.variables)
+                self.run(place, name, self.variables)
                 for key, value in self.variables.items():
                     is_mentioned = isinstance(value, (dict, list)) and re.search(rf"\b{key}\b", self.cells[name])
                     if met.get(key) is not value or is_mentioned:
