@@ -198,13 +198,13 @@ def truth_of_binary(lesson):
 
     children = truth.table[~covid].assign(path=truth.paths[~covid])
     children = SimpleNamespace(table=children, plain=truth.features[~covid], black=truth.black[0.9][~covid])
-    truth.scores, truth.guesses = {}, {}
+    truth.scores, ranks = {}, {}
     for source, found in {"children": children, **truth.controls}.items():
         against = np.repeat([0, 1], [covid.sum(), len(found.table)])
         people = np.append(truth.patients[covid], found.table["patient"])
         for key, ours, theirs in (("", truth.features, found.plain), ("_black", truth.black[0.9], found.black)):
             guesses, _ = cross_validate(1, [np.concatenate([ours[covid], theirs])], against, people)
-            truth.guesses[source + key] = guesses
+            ranks[source + key] = guesses[:, 0]
             truth.scores[source + key] = score(against, guesses, people)
         paths = [*truth.paths[covid], *found.table["path"]]
         record = xray_data.ARTICLE.set_index("filename").loc[[path.name for path in truth.paths[covid]]]
@@ -220,7 +220,7 @@ def truth_of_binary(lesson):
             logistic = make_pipeline(StandardScaler(), LogisticRegression())
             guesses = cross_val_predict(logistic, facts, against[rows], cv=folds, method="predict_proba")
             truth.scores[f"{source}_{kind}"] = score(against[rows], guesses, people[rows])
-    p, site = truth.guesses["collection"][:, 0], known["site"]
+    p, site = ranks["collection"], known["site"]
     pairs = [(a, b) for a in np.flatnonzero(against == 0) for b in np.flatnonzero(against == 1)]
     truth.pairs = [p[a] > p[b] for a, b in pairs if site[a] == site[b]]
     return truth
@@ -237,7 +237,7 @@ def truth_of_multi(lesson):
 
     truth.datagens = {"article": ImageDataGenerator(**world.AUGMENTATION), "gentle": lesson.end["gentle_datagen"]}
     views = {name: views_of(datagen) for name, datagen in truth.datagens.items()} | {"none": [truth.features]}
-    truth.heads, truth.histories, truth.scores, truth.p = {}, {}, {}, {}
+    truth.heads, truth.histories, truth.scores = {}, {}, {}
     for case, classes in (("three", 3), ("four", 4)):
         rows, valid, test = (found[labels[found] < classes] for found in truth.rows.values())
         for name, found in views.items():
@@ -299,9 +299,9 @@ def describes(text, scored):
     says(text, [scored.correct, scored.n, 100 * scored.accuracy], scored.percent)
 
 
-def keeps(kept, scored, count="correct"):
-    """Results keep a score: all that both have."""
-    assert kept.keys() >= {"n", "patients", "ci95"} and kept[count] == scored.correct
+def keeps(kept, scored, names=("correct", "accuracy", "confusion")):
+    """Results keep a score: all that both have, and not less than these names."""
+    assert kept.keys() >= {"n", "patients", "ci95", *names}
     for name in kept.keys() & vars(scored).keys():
         np.testing.assert_allclose(kept[name], getattr(scored, name), err_msg=name)
 
@@ -574,7 +574,8 @@ def binary_controls(shown, truth):
     for source, found in truth.controls.items():
         called, people = truth.p_covid(found.images) >= 0.5, found.table["patient"]
         kept = shown["results"].results["trust"][source]
-        keeps(kept, score(np.zeros(len(called)), two(1.0 * called), people), "predicted_covid")
+        keeps(kept, score(np.zeros(len(called)), two(1.0 * called), people), [])
+        assert kept["predicted_covid"] == called.sum()
         for group, rows in found.table.groupby("group").indices.items():
             (name,) = (name for name in bars if source in name and group in name)
             assert bars.pop(name) == {True: called[rows].sum(), False: (~called[rows]).sum()}, name
@@ -854,8 +855,9 @@ def multi_controls(shown, truth):
             says(table.loc[recipe, right], [scored.correct, scored.n])
             says(table.loc[recipe, covid], [called.sum(), len(called)])
             kept = results[source if recipe == "article" else f"{source}_{recipe}"]
-            keeps(kept, score(np.zeros(len(called)), two(1.0 * called), people), "predicted_covid")
-            keeps(kept["with_right_answer"], scored)
+            keeps(kept, score(np.zeros(len(called)), two(1.0 * called), people), [])
+            assert kept["predicted_covid"] == called.sum()
+            keeps(kept["with_right_answer"], scored, ["correct"])
             if recipe == "article":
                 says(line_of(shown["conclusions"].text, f"({source})"), [called.sum(), len(called)])
 
