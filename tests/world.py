@@ -8,9 +8,11 @@ VGG16: averages of the colors, and edges.
 
 import contextlib
 import io
+import itertools
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import IPython.display
@@ -23,11 +25,13 @@ import pytest
 import xray
 import xray_data
 from keras import layers
+from scipy.special import softmax
 
 FOUR = list(xray_data.LABELS)
 SIZE = 40
 SETTINGS = {"IMAGE_SIZE": SIZE, "LEARNING_RATE": 4e-3, "NUM_EPOCHS": 4, "BATCH_SIZE": 4}
 EPOCHS = 12  # of the model of Part 1
+SECONDS = {"fit": 321, "features": 45, "head-fit": 6}  # that a cell takes by the lesson's clock
 SETTINGS_MULTI = {"VIEWS_PER_IMAGE": 2, "FINE_TUNE_EPOCHS": 2, "FINE_TUNE_LEARNING_RATE": 2e-3}
 COLORS = dict(zip(FOUR, [(80, 100, 180), (110, 120, 140), (170, 170, 30), (20, 180, 190)])) | {"adult": (100, 90, 120)}
 LOOKS = {  # of the test images, center and frame, by class
@@ -58,7 +62,7 @@ AUGMENTATION = {  # the article's, from its published notebooks
 
 
 def draw(center, frame, rng):
-    """An image, uint8, 40 pixels high and 48 wide."""
+    """An image, 40 pixels high and 48 wide."""
     image = np.full((SIZE, SIZE + 8, 3), 0.6 * np.array(COLORS[frame]))
     image[10:30, 12:36] = COLORS[center]
     if center == "normal":  # sharp
@@ -75,14 +79,14 @@ def write(path, image, kind=".png"):
 
 
 def images_of(kind):
-    """Of one class: split, file, patient, center, and frame of each image. Ten train, two a patient."""
+    """Split, file, patient, center, and frame of each image of a class. Ten train, two a patient."""
     others = [other for other in FOUR if other != kind]
     for index in range(10):
         frame = others[index % 3] if index in (4, 7) else kind
         yield "train", f"train/{kind}/train-{index:02d}.png", f"{kind}-{index // 2}", kind, frame
     for index, (center, frame) in enumerate(LOOKS[kind]):
         name = MARKED.get(index, "") if kind == "covid" else ""
-        patient = [2, 5, 5, *range(6, 16)][index]  # the first is in training, too
+        patient = [2, 5, 5, 0, *range(6, 15)][index]  # the first is in training, too, and the fourth in validation
         yield "test", f"test/{kind}/{name or f'test-{index:02d}.png'}", f"{kind}-{patient}", center, frame
 
 
@@ -119,8 +123,8 @@ def facts(index, more):
     return {"age": age, "sex": "FMM"[index % 3], "view": view, "site": f"{index % 5 + more // 3}.org"}
 
 
-def small_vgg16(**_):
-    """A network of 8 numbers for each 8 x 8 pixels: their colors, how dark they are, and how sharp."""
+def small_vgg16(weights="imagenet", **_):
+    """A network of 8 numbers for each 8 x 8 pixels: their colors, how dark they are, and how sharp; or only dark."""
     filters = np.zeros((3, 3, 3, 8), np.float32)
     for color in range(3):
         filters[:, :, color, color] = 1 / 9
@@ -128,6 +132,8 @@ def small_vgg16(**_):
     for number, edge in enumerate([[[1, -2, 1]] * 3, [[1] * 3, [-2] * 3, [1] * 3]]):
         filters[..., 4 + 2 * number] = np.array(edge)[..., np.newaxis] / 9
         filters[..., 5 + 2 * number] = -filters[..., 4 + 2 * number]
+    if weights is None:
+        filters[..., :3] = filters[..., 4:] = 0
     inputs = keras.Input((SIZE, SIZE, 3))
     convolution = layers.Conv2D(8, 3, strides=2, padding="same", activation="relu")
     base = keras.Model(inputs, layers.AveragePooling2D(4)(convolution(inputs)))
@@ -135,41 +141,42 @@ def small_vgg16(**_):
     return base
 
 
-def train_head(build_head, views, labels, rows, validation=None, *, learning_rate, epochs, batch_size, seed):
+def train_head(
+    build_head, views, labels, rows, validation=None, *, learning_rate, epochs, batch_size, seed, first=0
+):  # fmt: skip
     """What xray.train_head does, without TensorFlow, in milliseconds: Adam and cross-entropy, a view an epoch."""
     keras.utils.set_random_seed(seed)
     head = build_head()
-    weights, moments, history = [w.astype(float) for w in head.get_weights()], None, []
+    weights, labels = [array.astype(float) for array in head.get_weights()], np.asarray(labels)
+    means, squares, steps, history = [0] * 4, [0] * 4, 0, []
 
     def forward(x):
         hidden = np.maximum(x @ weights[0] + weights[1], 0)
         z = hidden @ weights[2] + weights[3]
-        z = np.hstack([np.zeros_like(z), z]) if z.shape[1] == 1 else z  # a sigmoid is a softmax of 0 and z
-        p = np.exp(z - z.max(axis=1, keepdims=True))
-        return hidden, p / p.sum(axis=1, keepdims=True)
+        return hidden, softmax(np.hstack([0 * z, z]) if z.shape[1] == 1 else z, axis=1)  # a sigmoid is of 0 and z
 
     def scores(p, y):
-        return [-np.log(p[np.arange(len(y)), y]).sum(), (p.argmax(axis=1) == y).sum()]
+        return np.array([-np.log(p[np.arange(len(y)), y]).sum(), (p.argmax(axis=1) == y).sum()])
 
-    for epoch in range(epochs):
+    for epoch in range(first, first + epochs):
         view = np.asarray(views[epoch % len(views)], float).reshape(len(labels), -1)
-        order, seen = np.random.default_rng([seed, epoch]).permutation(rows), np.zeros(2)
+        order, seen = np.random.default_rng([seed, epoch]).permutation(rows), 0
         for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            x, y = view[batch], np.asarray(labels)[batch]
+            x, y = (array[order[start : start + batch_size]] for array in (view, labels))
             hidden, p = forward(x)
-            seen += scores(p, y)
+            seen = seen + scores(p, y)
             error = (p - np.eye(p.shape[1])[y])[:, -weights[3].size :] / len(y)
             back = error @ weights[2].T * (hidden > 0)
             gradients = [x.T @ back, back.sum(axis=0), hidden.T @ error, error.sum(axis=0)]
-            moments = moments or [[0 * w, 0 * w] for w in weights]
-            step = epoch * -(-len(order) // batch_size) + start // batch_size + 1
-            for w, g, m in zip(weights, gradients, moments):
-                m[0], m[1] = 0.9 * m[0] + 0.1 * g, 0.999 * m[1] + 0.001 * g**2
-                w -= learning_rate * m[0] / (1 - 0.9**step) / (np.sqrt(m[1] / (1 - 0.999**step)) + 1e-7)
+            steps += 1
+            for number, gradient in enumerate(gradients):
+                means[number] = 0.9 * means[number] + 0.1 * gradient
+                squares[number] = 0.999 * squares[number] + 0.001 * gradient**2
+                rate = learning_rate * np.sqrt(1 - 0.999**steps) / (1 - 0.9**steps)
+                weights[number] -= rate * means[number] / (np.sqrt(squares[number]) + 1e-7)
         row = dict(zip(["loss", "acc"], seen / len(order)))
         if validation is not None:
-            held_out = np.array(scores(forward(view[validation])[1], np.asarray(labels)[validation]))
+            held_out = scores(forward(view[validation])[1], labels[validation])
             row |= dict(zip(["val_loss", "val_acc"], held_out / len(validation)))
         history.append(pd.DataFrame(row, index=[epoch + 1]))
     head.set_weights(weights)
@@ -180,15 +187,16 @@ def train_head(build_head, views, labels, rows, validation=None, *, learning_rat
 
 
 class Shown:
-    """What a cell showed: the text that it printed, what it displayed, and its figures."""
+    """What a cell showed: the text that it printed, what it displayed, and its figures; and what it left behind."""
 
     def __init__(self):
         self.printed, self.values, self.figures = io.StringIO(), [], []
 
     @property
     def text(self):
-        """What it printed, and what it displayed as Markdown."""
-        said = [value.data for value in self.values if isinstance(value, IPython.display.Markdown)]
+        """What it printed, and what it displayed as Markdown or code."""
+        kinds = IPython.display.Markdown, IPython.display.Code
+        said = [value.data for value in self.values if isinstance(value, kinds)]
         return "\n".join([self.printed.getvalue(), *said])
 
     @property
@@ -212,72 +220,81 @@ class Lesson:
     """A lesson that has run to its end in the world: `shown` has what each cell showed, and the results are read."""
 
     def __init__(self, notebook, images, output, settings):
-        self.notebook, self.images, self.output = notebook, images, output
-        self.shown, self.before, self.drawing = {}, {}, Shown()
+        self.name = "binary" if notebook == lessons.BINARY else "multi"
+        self.images, self.output = images, output
+        self.shown, self.before = {}, {}
         self.cells = lessons.sources(notebook, "code")
-        with self.screen():
-            self.variables = lessons.run_lesson(notebook, settings | {"VGG16": small_vgg16}, None, self.keep, self.run)
+        settings = settings | {"VGG16": small_vgg16}
+        self.variables = lessons.run_lesson(notebook, settings, None, self.keep, self.run)
         self.end = copied(self.variables)
-
-    @contextlib.contextmanager
-    def screen(self):
-        """What is displayed, shown, or printed goes into `drawing`."""
-        plt.switch_backend("Agg")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(IPython.display, "display", lambda *values: self.drawing.values.extend(values))
-            patch.setattr(xray, "display", lambda *values: self.drawing.values.extend(values))
-            patch.setattr(plt, "show", self.show)
-            yield
-
-    def show(self):
-        """Keep all open figures."""
-        self.drawing.figures += [plt.figure(number) for number in plt.get_fignums()]
-        plt.close("all")
 
     def keep(self, name, variables):
         """Keep the variables that a cell meets. The model of Part 1 needs more epochs than heads do."""
-        if (self.notebook, name) in [(lessons.BINARY, "fit"), (lessons.BINARY, "curves")]:
+        if "NUM_EPOCHS" in variables:
             variables["NUM_EPOCHS"] = EPOCHS if name == "fit" else SETTINGS["NUM_EPOCHS"]
         self.before[name] = copied(variables)
 
-    def run(self, notebook, name, variables, source=None):
-        """Run a cell, or `source` in its place, and keep what it shows."""
-        self.drawing = self.shown[name] = Shown()
-        with contextlib.redirect_stdout(self.drawing.printed):
-            self.drawing.values.append(lessons.run_code(source or self.cells[name], variables, name))
-        self.show()
-        models = [value for value in variables.values() if isinstance(value, keras.Sequential)]
-        self.drawing.weights = [model.get_weights() for model in models if name == "head-fit"]
+    def display(self, *values):
+        self.drawing.values.extend(values)
+
+    def show(self):
+        self.drawing.figures += [plt.figure(number) for number in plt.get_fignums()]
+        plt.close("all")
+
+    def run(self, _, name, variables):
+        """Run a cell, and keep what it shows and the files that it writes."""
+        self.drawing = shown = self.shown[name] = Shown()
+        if "time" in variables:
+            variables["time"] = SimpleNamespace(perf_counter=itertools.count(0, SECONDS.get(name, 0)).__next__)
+        plt.switch_backend("Agg")
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(shown.printed):
+            for place in (IPython.display, xray):
+                patch.setattr(place, "display", self.display)
+            patch.setattr(plt, "show", self.show)
+            self.display(lessons.run_code(self.cells[name], variables, name))
+            self.show()
+        if name == "head-fit":
+            models = [value for value in variables.values() if isinstance(value, keras.Sequential)]
+            shown.weights = [model.get_weights() for model in models]
+        if name == "save":
+            shown.model = keras.models.load_model(self.output / f"{self.name}.keras", compile=False)
         if name == "results":
-            name = "binary" if notebook == lessons.BINARY else "multi"
-            self.drawing.results = json.loads((self.output / f"{name}.json").read_text(encoding="utf-8"))
+            shown.results = json.loads((self.output / f"{self.name}.json").read_text(encoding="utf-8"))
 
-    def again(self, names, change=lambda name, source: source):
-        """Run cells once more on the variables that they met, and on what the first of them changed; return `shown`.
+    def again(self, names, place=None, old="", new=""):
+        """Run cells once more, with `new` for `old` in the cell `place`; return `shown`. All is then as it was.
 
-        change: a function of a cell's name and source that returns another source. All is then as it was.
+        A cell runs on the variables that it met, and on what the cells before it have changed now.
         """
-        kept, changed = dict(self.shown), {}
+        kept, changed = (self.shown, self.cells), {}
+        self.shown, self.cells = dict(self.shown), dict(self.cells)
+        if place in self.cells:
+            self.cells[place] = replaced(self.cells[place], old, new)
         try:
-            with self.screen():
-                for name in names:
-                    source = change(name, self.cells.get(name, ""))
-                    met = copied(self.before.get(name, self.end))
-                    for key, value in copied(changed).items():
-                        both = isinstance(value, dict) and isinstance(met.get(key), dict)
-                        met[key] = met[key] | value if both else value
-                    self.variables.clear()  # the functions of a lesson read this very dictionary
-                    self.variables.update(met)
-                    self.run(self.notebook, name, self.variables, source)
-                    for key, value in self.variables.items():
-                        is_mentioned = isinstance(value, (dict, list)) and re.search(rf"\b{key}\b", source)
-                        if met.get(key) is not value or is_mentioned:
-                            changed[key] = value
-            return dict(self.shown)
+            for name in (name for name in self.cells if name in names):
+                met = copied(self.before.get(name, self.end))
+                for key, value in copied(changed).items():
+                    both = isinstance(value, dict) and isinstance(met.get(key), dict)
+                    met[key] = met[key] | value if both else value
+                self.variables.clear()  # the functions of a lesson read this very dictionary
+                self.variables.update(met)
+                self.run(place, name, self.variables)
+                for key, value in self.variables.items():
+                    is_mentioned = isinstance(value, (dict, list)) and re.search(rf"\b{key}\b", self.cells[name])
+                    if met.get(key) is not value or is_mentioned:
+                        changed[key] = value
+            return self.shown
         finally:
-            self.shown = kept
+            self.shown, self.cells = kept
             self.variables.clear()
             self.variables.update(self.end)
+
+
+def replaced(source, old, new):
+    """A source in which a regular expression, which must be there, is replaced."""
+    source, count = re.subn(old, new, source)
+    assert count, f"{old} is not in: {source}"
+    return source
 
 
 def copied(value):
