@@ -33,7 +33,7 @@ from scipy.stats import beta
 from sklearn.metrics import confusion_matrix, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from tensorflow.keras.preprocessing.image import ImageDataGenerator
-from xray_data import SetupError, atomic_write, installed_cjk_fonts, label_of, progress
+from xray_data import SetupError, atomic_write, installed_cjk_fonts, progress
 
 # ---------------------------------------------------------------------------------------- weights
 
@@ -284,18 +284,6 @@ def patient_folds(labels: np.ndarray, patients: Sequence[str], seed: int) -> lis
     if any(set(np.asarray(labels)[rows]) < set(labels) for rows, _ in folds):
         raise SetupError("One fold would train without a class, whose patients are in others, too: check patients.csv.")
     return folds
-
-
-def sensitivity_table(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -> pd.DataFrame:
-    """Sensitivity and specificity of each class against the rest, as counts and percentages."""
-    counts, rows = np.array(confusion), {}
-    for label, class_name in enumerate(class_names):
-        is_class = np.arange(len(class_names)) == label
-        row = rows[label_of(class_name)] = {}
-        for term, truth in (("sensitivity", is_class), ("specificity", ~is_class)):
-            right, n = int(counts[truth][:, truth].sum()), int(counts[truth].sum())
-            row[term] = f"{right} of {n} = {right / n:.0%}"
-    return pd.DataFrame(rows).T
 
 
 def score_controls(head: keras.Model, features: np.ndarray, controls: pd.DataFrame, class_names: Sequence[str]) -> dict:
