@@ -123,8 +123,8 @@ def facts(index, more):
     return {"age": age, "sex": "FMM"[index % 3], "view": view, "site": f"{index % 5 + more // 3}.org"}
 
 
-def small_vgg16(weights="imagenet", **_):
-    """A network of 8 numbers for each 8 x 8 pixels: their colors, how dark they are, and how sharp; or only dark."""
+def small_vgg16(**_):
+    """A network of 8 numbers for each 8 x 8 pixels: their colors, how dark they are, and how sharp."""
     filters = np.zeros((3, 3, 3, 8), np.float32)
     for color in range(3):
         filters[:, :, color, color] = 1 / 9
@@ -132,8 +132,6 @@ def small_vgg16(weights="imagenet", **_):
     for number, edge in enumerate([[[1, -2, 1]] * 3, [[1] * 3, [-2] * 3, [1] * 3]]):
         filters[..., 4 + 2 * number] = np.array(edge)[..., np.newaxis] / 9
         filters[..., 5 + 2 * number] = -filters[..., 4 + 2 * number]
-    if weights is None:
-        filters[..., :3] = filters[..., 4:] = 0
     inputs = keras.Input((SIZE, SIZE, 3))
     convolution = layers.Conv2D(8, 3, strides=2, padding="same", activation="relu")
     base = keras.Model(inputs, layers.AveragePooling2D(4)(convolution(inputs)))
@@ -194,9 +192,8 @@ class Shown:
 
     @property
     def text(self):
-        """What it printed, and what it displayed as Markdown or code."""
-        kinds = IPython.display.Markdown, IPython.display.Code
-        said = [value.data for value in self.values if isinstance(value, kinds)]
+        """What it printed, and what it displayed as Markdown."""
+        said = [value.data for value in self.values if isinstance(value, IPython.display.Markdown)]
         return "\n".join([self.printed.getvalue(), *said])
 
     @property

@@ -215,7 +215,7 @@ def model_of(head: keras.Model) -> SimpleNamespace:
 def children() -> pd.DataFrame:
     """Return the children's X-rays of Multi, a row each: is_sick, patient, path."""
     listed = xray_data.ARTICLE[xray_data.ARTICLE["class"] != "covid"]
-    folder = again(MULTI, {}, "imports", "settings", "places")["DATASET"]
+    folder = again(MULTI, {}, "imports", "settings", "places", "download", "unzip")["DATASET"]
     names = listed["split"] + "/" + listed["class"] + "/" + listed["filename"]
     paths = [folder / name for name in names]
     return pd.DataFrame({"is_sick": listed["class"] != "normal", "patient": listed["patient"], "path": paths})
