@@ -4,11 +4,13 @@ import errno
 import functools
 import hashlib
 import io
+import os
 import re
 import shutil
 import socket
 import sys
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -18,7 +20,7 @@ import pytest
 import xray
 import xray_data
 from conftest import BINARY, MULTI, ROOT, ZIP, copy_clone
-from lessons import run_lesson
+from lessons import run_cell, run_lesson
 from PIL import Image
 from xray_data import ARTICLE, ARTICLE_NAME, FOLDERS, SetupError
 
@@ -327,3 +329,14 @@ def test_a_file_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SetupError, match=rf"^{tmp_path}/file/x\.json cannot be written: File exists\. Fix that"):
         xray_data.atomic_write(tmp_path / "file" / "x.json", lambda scratch: scratch.write_text("x"))
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("notebook", [BINARY, MULTI], ids=["Binary", "Multi"])
+def test_a_model_that_cannot_be_saved(notebook, error, tmp_path, monkeypatch, capsys):
+    """One line says so, and the lesson goes on."""
+    monkeypatch.setenv("COVID_XRAY_OUTPUT", str(tmp_path))
+    model = Mock(save=Mock(side_effect=OSError(error, os.strerror(error))))
+    variables = {"os": os, "Path": Path, "model": model, "models": {("four", "article"): model}, "LARGEST": "four"}
+    run_cell(notebook, "save", variables | {"OUTPUT": tmp_path})
+    assert re.search(rf"^{tmp_path}/\w+\.keras cannot be written: .*{os.strerror(error)}\n$", capsys.readouterr().out)

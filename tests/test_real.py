@@ -49,10 +49,9 @@ MULTI_MAY_DIFFER = {
     "trust.grouped_cv.gentle.accuracy": (0.6, 0.85),
     "trust.grouped_cv.none.accuracy": (0.7, 0.87),
     "trust.grouped_cv.logistic.accuracy": 0.01,  # three of 306
-    "trust.grouped_cv.*.mean_on_views": None,
     "trust.differences.none minus article.difference": (0.05, 0.35),
     "trust.differences.*.difference": None,
-    "trust.blackout.confusion.0.0": (6, 9),  # the frame alone finds COVID-19
+    "trust.blackout.confusion.0.0": (50, 69),  # of 69: the frame alone finds COVID-19
     "trust.blackout.accuracy": None,
     "trust.*.by_finding.*.predicted_covid": None,
     "trust.nih*.predicted_covid": (30, 80),
@@ -129,4 +128,4 @@ def test_multi(clone, weights):
     found = run(clone, weights, MULTI, "multi", VIEWS_PER_IMAGE=2, NUM_EPOCHS=20, FINE_TUNE_EPOCHS=2)
     assert_alike(found, committed("multi"), MULTI_MAY_DIFFER)
     children = np.array(found["trust"]["blackout"]["confusion"])[1:, 1:]
-    assert 5 <= np.trace(children) <= 19  # guessing gets 9 of 27
+    assert 95 <= np.trace(children) <= 215  # of 237; guessing gets 79

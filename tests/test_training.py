@@ -311,10 +311,6 @@ def test_score_by_hand():
 def test_a_score_in_words():
     scored = {"correct": 3, "n": 8, "accuracy": 3 / 8, "ci95": [0.09, 0.76], "majority": 0.5}
     assert re.findall(r"\d+%?", xray.describe(scored)) == ["3", "8", "38%", "95%", "9%", "76%"]
-    table = xray.sensitivity_table([[5, 1, 0], [2, 6, 1], [0, 3, 2]], FOUR[:3])
-    assert list(table.index) == [xray_data.LABELS[name] for name in FOUR[:3]]
-    assert list(table["sensitivity"]) == ["5 of 6 = 83%", "6 of 9 = 67%", "2 of 5 = 40%"]
-    assert list(table["specificity"]) == ["12 of 14 = 86%", "7 of 11 = 64%", "14 of 15 = 93%"]
 
 
 def test_a_sigmoids_output_becomes_two_probabilities_and_a_softmax_stays():
