@@ -24,7 +24,7 @@ LIKE = TWO["like_for_like"]
 SHUFFLED = {name: np.percentile(areas, [2.5, 97.5]) for name, areas in CHANCE["shuffled"].items()}
 VIRAL = TESTS["four"]["confusion"][3]
 DRAWS = FOUR["article_draw"]
-LATE = CASES["four"]["history"]["val_acc"][19:]
+LATE = {case: CASES[case]["history"]["val_acc"][19:] for case in ("three", "four")}
 CROSS = {name: np.array(found["confusion"]) for name, found in FOUR["grouped_cv"].items()}
 BLACK = np.array(FOUR["blackout"]["confusion"])
 KNOWN = {name: FOUR[name]["with_right_answer"]["correct"] for name in FOUR if name.startswith(("nih", "collection"))}
@@ -47,12 +47,16 @@ WORDS_OF = {  # words of a README, of a text in a lesson, or of what stands unde
     "two controls-answer": [
         f"{span(HEADS['nih'])} of the NIH's {TWO['nih']['n']}",
         f"{span(HEADS['collection'])} of the collection's {TWO['collection']['n']}",
+        f"{CHANCE['shape']['sick']} X-rays of the same hospital's children with pneumonia",
+        f"call {span(HEADS['sick children'])} of them COVID-19",
+        f"before a healthy one in {CHANCE['shape']['auc']:.0%} of all pairs",
     ],
     "two like-for-like-answer": [
         f"little is left: {LIKE['collection']['auc']:.2f}",
-        f"{LIKE['collection_black']['auc']:.2f} is still chance",
-        "between {:.2f} and {:.2f}".format(*SHUFFLED["collection_black"]),
-        f"alone reaches {LIKE['collection_site']['auc']:.2f}",
+        f"{LIKE['collection_black']['auc']:.2f} is low even for chance",
+        f"other seeds give {span(CHANCE['like_for_like']['collection_black'], '{:.2f}')}",
+        f"file alone reaches {LIKE['collection_file']['auc']:.2f}, and the web site alone",
+        f"site alone {LIKE['collection_site']['auc']:.2f}",
     ],
     "two exercises": [
         "After 2 epochs, {test} of 18 test images are right and {nih} of the NIH's 80".format(**DONE["2"]["2 epochs"]),
@@ -67,9 +71,7 @@ WORDS_OF = {  # words of a README, of a text in a lesson, or of what stands unde
         "{right} of {n} of the NIH's".format(**DONE["5"]["nih"]),
         "{right} of {n} of the collection's".format(**DONE["5"]["collection"]),
         "{right} of {n} COVID-19".format(**DONE["5"]["covid"]),
-        "random weights, {test} of 18".format(**DONE["6"]["random"]),
-        "{cross_validated} of 148 are right".format(**DONE["6"]["random"]),
-        "{test} of 18, and {cross_validated} of 148".format(**DONE["6"]["own pixels"]),
+        f"{DONE['6']['right']} of 148 are right. With VGG16's features, it is {LIKE['children']['correct']}",
         "{test} of 18 test images are right, and {validation_accuracy:.0%}".format(**DONE["7"]),
     ],
     "four confusions-answer": [
@@ -81,7 +83,7 @@ WORDS_OF = {  # words of a README, of a text in a lesson, or of what stands unde
         f"{score(TESTS['three'])} and {score(TESTS['four'])} right",
         "{:.0%} and {:.0%} of random draws".format(*(draw["share_of_draws"] for draw in DRAWS.values())),
     ],
-    "four save-text": [f"between {min(LATE):.0%} and {max(LATE):.0%}"],
+    "four save-text": [f"between {min(late):.0%} and {max(late):.0%} with {case}" for case, late in LATE.items()],
     "four differences-answer": [
         f"*{name}* by {span(gains(name, 'article'), '{:.0f}')}" for name in ("gentle", "none", "logistic")
     ],
@@ -89,15 +91,14 @@ WORDS_OF = {  # words of a README, of a text in a lesson, or of what stands unde
         f"{CROSS['article'][2:, 1].sum()} of {CROSS['article'][2:].sum()}",
         f"With *none*, it is {CROSS['none'][2:, 1].sum()},",
     ],
-    "four blackout-answer": [f"({BLACK[1:, 1:].trace()} here"],
+    "four blackout-answer": [f"of the {BLACK[1:].sum()} X-rays of children, it gets {BLACK[1:, 1:].trace()} right"],
     "four controls-answer": [
         f"{max(KNOWN['nih'], KNOWN['nih_gentle'], KNOWN['nih_none'])} of 80",
         f"{max(KNOWN['collection'], KNOWN['collection_gentle'], KNOWN['collection_none'])} of 51",
     ],
     "four exercises": [
         f"{DONE_MULTI['1']['right']} of 306 are right",
-        f"from {DONE_MULTI['3']['0.01']} to {DONE_MULTI['2']['ignoring patients']} of 306",
-        "{}, {}, {}, {}, and {} of 306".format(*DONE_MULTI["3"].values()),
+        "{}, {}, {}, {}, and {} of 306".format(*DONE_MULTI["2"].values()),
     ],
     "two evaluate": [f"{score(TESTS['two'])} test images are right"],
     "two like-for-like": [f"{name}: {score(LIKE[name])}" for name in ("children", "nih", "collection")],
@@ -149,6 +150,13 @@ def test_claims_over_seeds_and_heads():
         assert all(high > low for high, low in zip(*areas))
     assert all(high > low for high, low in zip(SEEDS["test, four, gentle"], SEEDS["test, four, none"]))
     assert all(min(gains(name, "article")) > 0 for name in ("gentle", "none", "logistic"))
+    assert min(gains("none", "gentle")) > 0 and FOUR["differences"]["none minus gentle"]["difference"] > 0
+    assert FOUR["differences"]["none minus gentle"]["ci95"][0] < 0
+    for name in ("gentle", "none"):
+        ahead = [*gains("logistic", name), FOUR["differences"][f"logistic minus {name}"]["difference"]]
+        assert min(ahead) < 0 < max(ahead)
+    assert {*HEADS["swap, 0.9, 0, child center in child frame"]} == {0}
+    assert TWO["same_site"]["ci95"][0] < 0.5 < TWO["same_site"]["ci95"][1]
     assert TWO["marks"]["no_arrows"] < TWO["marks"]["arrows"]
     assert np.ptp(CHANCE["marks"]["elsewhere"]) < 0.05
 
