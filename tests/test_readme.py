@@ -49,7 +49,7 @@ WORDS_OF = {  # words of a README, of a text in a lesson, or of what stands unde
         f"{span(HEADS['collection'])} of the collection's {TWO['collection']['n']}",
         f"{CHANCE['shape']['sick']} X-rays of the same hospital's children with pneumonia",
         f"call {span(HEADS['sick children'])} of them COVID-19",
-        f"before a healthy one in {CHANCE['shape']['auc']:.0%} of all pairs",
+        f"before a healthy one in {CHANCE['shape']['auc']:.1%} of all pairs",
     ],
     "two like-for-like-answer": [
         f"little is left: {LIKE['collection']['auc']:.2f}",
