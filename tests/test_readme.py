@@ -91,7 +91,11 @@ WORDS_OF = {  # words of a README, of a text in a lesson, or of what stands unde
         f"{CROSS['article'][2:, 1].sum()} of {CROSS['article'][2:].sum()}",
         f"With *none*, it is {CROSS['none'][2:, 1].sum()},",
     ],
-    "four blackout-answer": [f"of the {BLACK[1:].sum()} X-rays of children, it gets {BLACK[1:, 1:].trace()} right"],
+    "four blackout-answer": [
+        f"gets {score(FOUR['blackout'])} right, more than *article* does",
+        f"with whole X-rays ({CROSS['article'].trace()})",
+        f"of the {BLACK[1:].sum()} X-rays of children, it gets {BLACK[1:, 1:].trace()} right",
+    ],
     "four controls-answer": [
         f"{max(KNOWN['nih'], KNOWN['nih_gentle'], KNOWN['nih_none'])} of 80",
         f"{max(KNOWN['collection'], KNOWN['collection_gentle'], KNOWN['collection_none'])} of 51",
